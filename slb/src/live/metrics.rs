@@ -35,6 +35,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use slb_control::lasting::Lasting;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -46,6 +47,9 @@ use crate::report::metrics::{Family, Histogram};
 const MOST_CONNECTIONS: usize = 256;
 /// The maximum number of simultaneous answers, each of which needs the workers.
 const MOST_AT_ONCE: usize = 8;
+/// The maximum number of simultaneous pages of metrics, which take long for many backends. The rest of
+/// [`MOST_AT_ONCE`] answers about health.
+const MOST_PAGES: usize = 2;
 const MOST_HEADERS: usize = 16 << 10;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The time that a client has for its request, and for reading the answer, if others wait for a
@@ -63,12 +67,23 @@ pub(crate) struct Endpoint {
 }
 
 /// The data for answers.
-#[derive(Default)]
 struct Source {
     /// Empty while the process waits for its first configuration.
     told: OnceLock<Arc<dyn Tell>>,
     /// The reason for waiting.
     waits: Mutex<String>,
+    /// Permits for pages of metrics.
+    pages: Arc<Semaphore>,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            told: OnceLock::new(),
+            waits: Mutex::default(),
+            pages: Arc::new(Semaphore::new(MOST_PAGES)),
+        }
+    }
 }
 
 impl Endpoint {
@@ -151,7 +166,8 @@ struct Connections(VecDeque<Connection>);
 
 impl Connections {
     /// Makes room for another connection: if there are too many, closes the oldest one of the
-    /// address with the most. Waits if none may be closed yet.
+    /// address with the most, and of these one that has not asked, if there is one. Waits if none
+    /// may be closed yet.
     async fn make_room(&mut self) {
         loop {
             self.0.retain(|connection| !connection.task.is_finished());
@@ -166,12 +182,12 @@ impl Connections {
             let goes = |connection: &Connection| {
                 most.is_some_and(|(peer, _)| peer == connection.peer) && connection.may_go()
             };
-            if let Some(connection) = self
-                .0
-                .iter()
-                .position(goes)
-                .and_then(|at| self.0.remove(at))
-            {
+            let is_silent = |connection: &Connection| {
+                goes(connection) && !connection.has_asked.load(Ordering::Relaxed)
+            };
+            let at = self.0.iter().position(is_silent);
+            let at = at.or_else(|| self.0.iter().position(goes));
+            if let Some(connection) = at.and_then(|at| self.0.remove(at)) {
                 connection.task.abort();
                 return;
             }
@@ -234,8 +250,18 @@ async fn answer(
     source: Arc<Source>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // A client that goes while it waits leaves no work behind.
+    let permit = match path == "/metrics" {
+        true => Arc::clone(&source.pages).acquire_owned().await.ok(),
+        false => None,
+    };
     // Workers answer between two bursts, which is waited for.
-    let answer = tokio::task::spawn_blocking(move || respond(&method, &path, &source)).await;
+    let answer = tokio::task::spawn_blocking(move || {
+        let answer = respond(&method, &path, &source);
+        drop(permit);
+        answer
+    });
+    let answer = answer.await;
     Ok(answer.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "")))
 }
 
@@ -341,5 +367,92 @@ impl Collector for Families {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::sync::atomic::AtomicUsize;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::live::Answer;
+
+    /// A process whose metrics take as long as the test wants.
+    #[derive(Default)]
+    struct Slow {
+        asked: AtomicUsize,
+        goes_on: AtomicBool,
+    }
+
+    impl Tell for Slow {
+        fn status(&self) -> Result<Value, String> {
+            Ok(Value::Null)
+        }
+
+        fn metrics(&self) -> Result<Vec<Family>, String> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            while !self.goes_on.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(Vec::new())
+        }
+
+        fn health(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn readiness(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn answer(&self, _: &Value, _: &mut Answer<'_>) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn ask(address: SocketAddr, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it is read");
+        stream
+    }
+
+    #[test]
+    fn health_is_told_while_pages_of_metrics_take_long_and_clients_that_go_leave_no_work() {
+        let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let listener = endpoint.listener.as_ref().expect("it is not served yet");
+        let address = listener.local_addr().expect("it is bound");
+        let told = Arc::new(Slow::default());
+        endpoint.serve(Arc::clone(&told)).expect("a thread");
+        let pages: Vec<_> = (0..40).map(|_| ask(address, "/metrics")).collect();
+        let end = Instant::now() + Duration::from_secs(30);
+        while told.asked.load(Ordering::Relaxed) < MOST_PAGES {
+            assert!(Instant::now() < end, "no page was begun");
+            thread::sleep(Duration::from_millis(5));
+        }
+        for path in ["/healthz", "/readyz"] {
+            let mut stream = ask(address, path);
+            let patience = Some(Duration::from_secs(10));
+            stream.set_read_timeout(patience).expect("a timeout");
+            let mut said = String::new();
+            stream.read_to_string(&mut said).expect("an answer");
+            assert!(said.starts_with("HTTP/1.1 200"), "{path}: {said}");
+        }
+        drop(pages);
+        // Long enough for the server to see that they have gone.
+        thread::sleep(Duration::from_millis(500));
+        told.goes_on.store(true, Ordering::Relaxed);
+        let mut said = String::new();
+        let page = ask(address, "/metrics").read_to_string(&mut said);
+        assert!(
+            page.is_ok() && said.starts_with("HTTP/1.1 200"),
+            "{page:?}: {said}"
+        );
+        let asked = told.asked.load(Ordering::Relaxed);
+        assert!(asked <= MOST_PAGES + 1, "{asked} pages were made");
     }
 }

@@ -19,7 +19,7 @@ use slb_core::packet::Tuple;
 use slb_core::wire::protocol;
 
 use super::look::{NoPage, Wanted};
-use super::status::Shared;
+use super::status::{Shared, Writer};
 use super::tell::Tell;
 
 /// The time for a client's request, after which the client gets the status.
@@ -60,7 +60,12 @@ pub(super) fn read(mut client: &UnixStream) -> io::Result<Option<Value>> {
 }
 
 /// Answers a request.
-pub(super) fn answer(asked: &Value, client: &UnixStream, told: &dyn Tell) -> io::Result<()> {
+pub(super) fn answer(
+    asked: &Value,
+    client: &UnixStream,
+    told: &dyn Tell,
+    writer: &Writer,
+) -> io::Result<()> {
     let mut out = Answer::to(client);
     if let Err(error) = check_plain(asked) {
         return out
@@ -68,9 +73,10 @@ pub(super) fn answer(asked: &Value, client: &UnixStream, told: &dyn Tell) -> io:
             .and_then(|()| out.flush());
     }
     let answered = match asked["ask"].as_str() {
-        Some("status") => match told.status() {
-            Ok(document) => out.line(&document),
-            Err(why) => out.line(&json!({ "error": why })),
+        Some("status") => match writer.status(client, told) {
+            None => return Ok(()),
+            Some(Ok(document)) => out.line(&document),
+            Some(Err(why)) => out.line(&json!({ "error": why })),
         },
         _ => told.answer(asked, &mut out),
     };

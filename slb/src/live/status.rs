@@ -14,7 +14,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use slb_control::Config;
-use slb_control::config::Backend;
 use slb_control::probe::{BackendName, ProbeTallies, VipResults};
 use slb_core::snapshot::Snapshot;
 use slb_core::stats::BackendCounters;
@@ -24,12 +23,12 @@ use slb_io_pcap::CaptureStats;
 
 use super::control::STILL;
 use super::look::{DROPS, Dropped, Pages, Task, Wanted};
-use super::next_hops::destination;
 use super::state::StateStatus;
 use super::worker::{Counted, Letterbox, Worker};
 use crate::report::Report;
 use crate::report::totals::Totals;
 
+pub(super) use self::socket::Writer;
 pub(crate) use self::socket::{Place, default_paths};
 
 /// The time that a client may take to read.
@@ -111,19 +110,6 @@ impl State {
         });
         let all = self.trouble.iter().cloned().chain(stalled);
         all.chain(control).collect()
-    }
-
-    /// Returns the backends whose hosts no packet can reach, by pool and name.
-    fn unreachable(&self) -> BTreeSet<(&str, &str)> {
-        let pools = self.config.pools.iter();
-        let backends = pools.flat_map(|pool| {
-            let names = pool.backends.iter().map(|backend| (&*pool.name, backend));
-            names.collect::<Vec<_>>()
-        });
-        let role = self.config.node.role;
-        let is_lost = |backend: &Backend| self.unreachable.contains(&destination(role, backend));
-        let lost = backends.filter(|(_, backend)| is_lost(backend));
-        lost.map(|(pool, backend)| (pool, &*backend.name)).collect()
     }
 }
 
@@ -307,8 +293,8 @@ impl Shared {
 
     /// Returns the frontends whose rules have no backend that takes new flows.
     pub(super) fn unavailable(&self) -> Vec<String> {
-        let state = self.state();
-        let down = availability(&state.config).filter(|(_, is_available)| !is_available);
+        let config = self.config();
+        let down = availability(&config).filter(|(_, is_available)| !is_available);
         down.map(|(name, _)| name.to_owned()).collect()
     }
 }

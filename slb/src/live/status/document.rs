@@ -1,6 +1,8 @@
 //! The status as a JSON document.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
@@ -11,6 +13,7 @@ use slb_io_pcap::CaptureStats;
 
 use super::Shared;
 use crate::live::follow::standing_json;
+use crate::live::next_hops::destination;
 use crate::live::state::StateStatus;
 use crate::live::worker::Counted;
 use crate::report::Report;
@@ -24,11 +27,16 @@ impl Shared {
         let total = counted.into_iter().reduce(Counted::and)?;
         let (io, generation) = (total.io_json(), total.tally.generation());
         let tables = state.tables();
-        let config = &*state.config;
+        // The control thread needs the state: it does not wait while a long document is written.
+        let config = Arc::clone(&state.config);
+        let (hosts, sick) = (state.unreachable.clone(), state.sick.clone());
+        let (trouble, kept, fleet) = (state.trouble(), state.kept.clone(), state.fleet.clone());
+        drop(state);
+        let config = &*config;
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut document = report.json();
-        mark(&mut document, &state.unreachable(), &state.sick);
+        mark(&mut document, &unreachable(config, &hosts), &sick);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let more = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -40,16 +48,28 @@ impl Shared {
             "uptime": self.begin.elapsed().as_secs_f64(),
             "time": now.unwrap_or_default().as_secs_f64(),
             "io": io,
-            "trouble": state.trouble(),
+            "trouble": trouble,
             "workers": workers,
-            "state": state.kept.as_ref().map(kept_json),
-            "fleet": state.fleet.as_ref().map(|standing| standing_json(standing, tables.as_deref())),
+            "state": kept.as_ref().map(kept_json),
+            "fleet": fleet.as_ref().map(|standing| standing_json(standing, tables.as_deref())),
         });
         if let (Value::Object(document), Value::Object(more)) = (&mut document, more) {
             document.extend(more);
         }
         Some(document)
     }
+}
+
+/// Returns the backends on these hosts, which no packet can reach, by pool and name.
+fn unreachable<'c>(config: &'c Config, hosts: &BTreeSet<IpAddr>) -> BTreeSet<(&'c str, &'c str)> {
+    let role = config.node.role;
+    let pools = config.pools.iter();
+    let backends = pools.flat_map(|pool| {
+        let backends = pool.backends.iter();
+        backends.map(move |backend| (&*pool.name, backend))
+    });
+    let lost = backends.filter(|(_, backend)| hosts.contains(&destination(role, backend)));
+    lost.map(|(pool, backend)| (pool, &*backend.name)).collect()
 }
 
 /// Returns the frontends as JSON, each with its zones and its availability.

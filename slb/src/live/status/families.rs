@@ -1,5 +1,6 @@
 //! The status as families of metrics.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use slb_core::state::Refusal;
@@ -17,6 +18,10 @@ impl Shared {
     pub(in crate::live) fn families(&self) -> Option<Vec<Family>> {
         let (counted, state) = self.count_in_place()?;
         let total = counted.into_iter().reduce(Counted::and)?;
+        let config = Arc::clone(&state.config);
+        let (kept, fleet) = (state.kept.clone(), state.fleet.clone());
+        drop(state);
+        let config = &*config;
         let sample = |&(kind, value): &(&str, u64)| (vec![("kind", kind.to_owned())], value as f64);
         let (frames, packets): (Vec<_>, Vec<_>) = total
             .io
@@ -32,7 +37,6 @@ impl Shared {
             total.work.bursts,
         )];
         let generation = total.tally.generation();
-        let config = &*state.config;
         let none = CaptureStats::default();
         let report = Report::new(config, total.tally, &none, self.begin.elapsed());
         let mut families = report.families();
@@ -76,10 +80,10 @@ impl Shared {
         if let Some(vips) = &self.vips {
             families.extend(measured::of_vips(vips));
         }
-        if let Some(kept) = &state.kept {
+        if let Some(kept) = &kept {
             families.extend(kept_families(kept));
         }
-        if let Some(fleet) = &state.fleet {
+        if let Some(fleet) = &fleet {
             let away = fleet.away.map_or(0.0, |away| away.as_secs_f64());
             families.extend([
                 Family::gauge("slb_fleet_generation", "The generation of the fleet that packets are served by", one(fleet.live)),

@@ -7,11 +7,13 @@ use std::net::Shutdown;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::Value;
 use tracing::warn;
 
 use super::PATIENCE;
@@ -24,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// The maximum number of simultaneous clients.
 const MOST_CLIENTS: usize = 32;
+/// The maximum number of threads that answer. It is above the number of clients, since an answer is completed even if the
+/// client is gone.
+const MOST_THREADS: usize = MOST_CLIENTS + 8;
 
 /// Returns the paths where the socket of a role may be by default: that of a process started by
 /// hand, and that of the packaged service.
@@ -154,13 +159,39 @@ impl Named {
 struct Clients {
     /// The clients in the order of their arrival, each with its number.
     present: Mutex<VecDeque<(u64, UnixStream)>>,
+    /// The number of threads that answer, including those whose client is gone.
+    threads: AtomicUsize,
+    writer: Writer,
+}
+
+/// The count of a thread that answers, for as long as the thread runs.
+struct Counting(Arc<Clients>);
+
+impl Counting {
+    fn begin(clients: &Arc<Clients>) -> Self {
+        clients.threads.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(clients))
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Clients {
     /// Answers a client in a thread of its own. If there are too many clients, the oldest one is
-    /// disconnected.
+    /// disconnected. If there are too many threads, waits for one to end, and refuses the client if none does.
     fn answer(self: &Arc<Self>, client: UnixStream, told: &Arc<dyn Tell>) {
         let Ok(own) = client.try_clone() else { return };
+        let begin = Instant::now();
+        while self.threads.load(Ordering::Relaxed) >= MOST_THREADS {
+            if begin.elapsed() >= PATIENCE {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         let number = {
             let mut present = self.present();
             if present.len() >= MOST_CLIENTS
@@ -173,9 +204,11 @@ impl Clients {
             number
         };
         let (clients, told) = (Arc::clone(self), Arc::clone(told));
+        let counting = Counting::begin(self);
         let thread = thread::Builder::new().name("slb status".to_owned());
         let started = thread.spawn(move || {
-            let _: io::Result<()> = answer(&client, &*told);
+            let _counting = counting;
+            let _: io::Result<()> = answer(&client, &*told, &clients.writer);
             clients.present().retain(|(other, _)| *other != number);
         });
         if started.is_err() {
@@ -212,12 +245,40 @@ impl Drop for Name {
     }
 }
 
-fn answer(mut client: &UnixStream, told: &dyn Tell) -> io::Result<()> {
+/// Writes one status at a time, so that packets and the control thread have the other CPUs.
+#[derive(Default)]
+pub(in crate::live) struct Writer(Mutex<()>);
+
+impl Writer {
+    /// Returns the status when it is the client's turn; `None` if the client has gone by then.
+    pub(in crate::live) fn status(
+        &self,
+        client: &UnixStream,
+        told: &dyn Tell,
+    ) -> Option<Result<Value, String>> {
+        let _one = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!is_gone(client)).then(|| told.status())
+    }
+}
+
+/// Returns true if a client has closed its connection, or was disconnected. A client that has only shut down its side for
+/// writing is not gone.
+fn is_gone(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client, PollFlags::empty())];
+    let none = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let polled = poll(&mut fds, Some(&none));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
+}
+
+fn answer(mut client: &UnixStream, told: &dyn Tell, writer: &Writer) -> io::Result<()> {
     client.set_write_timeout(Some(PATIENCE))?;
     if let Some(asked) = request::read(client)? {
-        return request::answer(&asked, client, told);
+        return request::answer(&asked, client, told, writer);
     }
-    if let Ok(document) = told.status() {
+    if let Some(Ok(document)) = writer.status(client, told) {
         client.write_all(document.to_string().as_bytes())?;
     }
     Ok(())
@@ -290,8 +351,13 @@ fn expect_stale(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use serde_json::json;
+
     use super::super::tests::shared;
     use super::*;
+    use crate::report::metrics::Family;
 
     /// Asks a process at a socket for its configuration: without workers it has no status to tell.
     fn asked(path: &Path) -> Option<String> {
@@ -347,5 +413,65 @@ mod tests {
         named.end();
         thread::sleep(LOOK + LOOK / 2);
         assert!(fs::symlink_metadata(&path).is_err());
+    }
+
+    /// A process whose status takes as long as the test wants.
+    #[derive(Default)]
+    struct Slow {
+        busy: AtomicUsize,
+        goes_on: AtomicBool,
+    }
+
+    impl Tell for Slow {
+        fn status(&self) -> Result<Value, String> {
+            self.busy.fetch_add(1, Ordering::Relaxed);
+            while !self.goes_on.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(json!("well"))
+        }
+
+        fn metrics(&self) -> Result<Vec<Family>, String> {
+            Ok(Vec::new())
+        }
+
+        fn health(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn readiness(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn answer(&self, _: &Value, _: &mut request::Answer<'_>) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn one_status_is_written_at_a_time_and_none_for_clients_that_have_gone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("sock");
+        let place = Place::open(Some(&path), "mux").expect("a socket");
+        let told = Arc::new(Slow::default());
+        let named = place.expect("it was asked for").serve(Arc::clone(&told));
+        let begin = || {
+            let stream = UnixStream::connect(&path).expect("it listens");
+            stream.shutdown(Shutdown::Write).expect("it is connected");
+            stream
+        };
+        let held: Vec<_> = (0..MOST_THREADS + 2).map(|_| begin()).collect();
+        wait_until(|| told.busy.load(Ordering::Relaxed) > 0);
+        // The ones that are too many wait for a second, and are refused.
+        thread::sleep(3 * PATIENCE);
+        assert_eq!(told.busy.load(Ordering::Relaxed), 1);
+        drop(held);
+        told.goes_on.store(true, Ordering::Relaxed);
+        let mut said = String::new();
+        let read = io::Read::read_to_string(&mut begin(), &mut said);
+        assert!(read.is_ok() && said == "\"well\"", "{read:?}: {said}");
+        // The first one and the last one.
+        assert_eq!(told.busy.load(Ordering::Relaxed), 2);
+        named.end();
     }
 }

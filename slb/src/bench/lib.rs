@@ -1,4 +1,4 @@
-//! The suite of `slb bench`: the machine's own limits, Maglev tables, and mux, host agent and proxy
+//! The suite of `slb bench`: the machine's own limits, Maglev tables, reloads, and mux, host agent and proxy
 //! alone, all in one run, on one core; at the end two workers beside one.
 //!
 //! The package `slb-benches` adds lines of other projects' code to the same table: see [`run_with`].
@@ -15,6 +15,7 @@ mod error;
 mod flows;
 mod machine;
 mod maglev;
+mod reload;
 mod report;
 mod roles;
 
@@ -100,6 +101,7 @@ pub fn run_with(
     }
     let limits = machine::measure(options, &mut report)?;
     maglev::measure(options, &mut report)?;
+    reload::measure(options, &mut report)?;
     let memory = &mut *memory().ok_or_else(Failure::memory)?;
     peers(&mut report, &limits, memory)?;
     roles::measure(options, &mut report, &limits, memory, &cpus)?;

@@ -216,7 +216,7 @@ fn nft(config: &Config) -> String {
             "table inet acl {{\nchain in {{\n{}\n}}\nchain out {{\n{}\n}}\n\
              chain forward {{ type filter hook forward priority filter; policy drop;\n\
              ct state established,related accept\n\
-             iifname client jump in\niifname vm jump out\n}}\n}}\n",
+             iifname outside jump in\niifname vm jump out\n}}\n}}\n",
             chain(Inward),
             chain(Outward)
         )

@@ -1,5 +1,6 @@
 //! Contents of a file: load balancers, the resources that they refer to, or parts of one.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -31,6 +32,8 @@ pub(super) struct Balancer {
     pub(super) is_declared: bool,
     pub(super) sku: Sku,
     pub(super) parts: Vec<(Kind, Node)>,
+    /// Indexes of the named parts, by kind and name in lower case.
+    named: HashMap<(Kind, String), usize>,
 }
 
 /// SKU of a load balancer.
@@ -196,13 +199,13 @@ impl Balancer {
             }
             return;
         }
-        let mut same = self.parts.iter_mut();
-        let same = same.find(|(other, node)| {
-            let pair = name(node).zip(own.as_deref());
-            *other == kind && pair.is_some_and(|(node, own)| node.eq_ignore_ascii_case(own))
-        });
-        match same {
-            None => self.parts.push((kind, part)),
+        let key = name(&part).map(|name| (kind, name.to_ascii_lowercase()));
+        let same = key.as_ref().and_then(|key| self.named.get(key)).copied();
+        match same.and_then(|place| self.parts.get_mut(place)) {
+            None => {
+                self.named.extend(key.map(|key| (key, self.parts.len())));
+                self.parts.push((kind, part));
+            }
             Some((_, inline)) if is_child && !inline.is_child() => {
                 if let Some(list) = replaced_list(inline, &part).filter(|_| kind == Kind::Pool) {
                     let own = own.unwrap_or_default();
@@ -334,6 +337,7 @@ impl Found {
                 is_declared: false,
                 sku: Sku::Unknown,
                 parts: Vec::new(),
+                named: HashMap::new(),
             });
             self.balancers.len() - 1
         });
@@ -542,6 +546,7 @@ impl Found {
         balancer.sku = sku;
         // Child resources may precede their load balancer.
         let children = std::mem::take(&mut balancer.parts);
+        balancer.named.clear();
         for (kind, part) in parts {
             balancer.add(kind, part, false, notes);
         }

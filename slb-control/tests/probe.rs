@@ -166,7 +166,7 @@ fn who_answers_badly_harms_nobody() {
         let failure = ask(&asker, &target(HTTP, serve(act)));
         assert!(failure.is_err(), "{what}");
         assert!(
-            begin.elapsed() < Duration::from_secs(3),
+            begin.elapsed() < Duration::from_secs(30),
             "{what}: bounded by the timeout"
         );
     }

@@ -157,7 +157,7 @@ fn the_first_answer_tells_and_comes_soon() {
     assert_eq!(prober.unknown(), 2);
     let begin = Instant::now();
     while prober.unknown() > 0 {
-        assert!(begin.elapsed() < Duration::from_secs(3));
+        assert!(begin.elapsed() < Duration::from_secs(12));
         let _ = prober.changed();
         thread::sleep(Duration::from_millis(5));
     }

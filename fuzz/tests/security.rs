@@ -1,4 +1,4 @@
-//! Access lists of any kind at a host agent: each first packet for a vm goes where a model says that asks rule after
+//! Arbitrary access lists at a host agent: each first packet for a vm goes where a model says that asks rule after
 //! rule, in the order of their priorities.
 
 use std::net::{IpAddr, Ipv4Addr};

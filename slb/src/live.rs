@@ -57,6 +57,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use slb_control::lasting::Lasting;
 use slb_control::probe::{CALLER_PORTS, Prober, ProberEnd, VipProber, way};
 use slb_control::{Config, PassiveHealth, Role, SlowStart, is_descriptor};
 use slb_core::Key;
@@ -84,7 +85,6 @@ use crate::Failure;
 use crate::check::load;
 use crate::cli::LiveOptions;
 use crate::output::is_standard;
-use slb_control::lasting::Lasting;
 
 pub(crate) use self::capture::VERDICTS;
 pub(crate) use self::measured::of_process;
@@ -110,7 +110,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
             }
         )));
     }
-    // One that comes while a large file is read takes effect after that: it does not end the process.
+    // A signal that comes while a large file is read takes effect afterwards, and does not end the process.
     let signals = control::hear()?;
     let mut fleet = Fleet::start(options, role)?;
     // Before the first configuration, a node of a fleet reports why it is not ready, unless another

@@ -1,5 +1,7 @@
 //! Virtual networks and network security groups of the files, with their child resources.
 
+use std::collections::HashMap;
+
 use super::json::{Node, Notes, Value};
 use super::resources::renamed;
 
@@ -17,6 +19,8 @@ pub(super) struct Group {
     /// The resource itself; `None` if only children of it were given.
     pub(super) node: Option<Node>,
     pub(super) members: Vec<Node>,
+    /// Indexes of the named members, by name in lower case.
+    named: HashMap<String, usize>,
     /// A second resource, or a member, with a name that was there before.
     pub(super) again: Option<Node>,
 }
@@ -94,6 +98,7 @@ impl Group {
             name: name.to_owned(),
             node: None,
             members: Vec::new(),
+            named: HashMap::new(),
             again: None,
         }
     }
@@ -102,6 +107,7 @@ impl Group {
         self.node = Some(node.clone());
         let inline = node.get("properties").and_then(|own| own.get(list));
         let children = std::mem::take(&mut self.members);
+        self.named.clear();
         let inline = inline.map_or(&[][..], Node::as_array);
         for member in inline.iter().chain(&children) {
             self.add(member.clone());
@@ -110,19 +116,23 @@ impl Group {
 
     /// Adds a subnet or a rule. A child resource replaces the inline one of its name, since Azure deploys it later.
     fn add(&mut self, member: Node) {
-        let name = name_of(&member);
-        let mut known = self.members.iter_mut();
-        let known = known.find(|own| !name.is_empty() && name_of(own).eq_ignore_ascii_case(name));
-        match known {
-            None => self.members.push(member),
+        let name = name_of(&member).to_ascii_lowercase();
+        let known = self.named.get(&name).copied();
+        match known.and_then(|place| self.members.get_mut(place)) {
+            None => {
+                if !name.is_empty() {
+                    self.named.insert(name, self.members.len());
+                }
+                self.members.push(member);
+            }
             Some(inline) if member.is_child() && !inline.is_child() => *inline = member,
             Some(_) => self.again = Some(member),
         }
     }
 
     pub(super) fn member(&self, name: &str) -> Option<&Node> {
-        let mut members = self.members.iter();
-        members.find(|member| name_of(member).eq_ignore_ascii_case(name))
+        let place = self.named.get(&name.to_ascii_lowercase())?;
+        self.members.get(*place)
     }
 
     /// Returns a message about a resource without a known name; `None` if it has one.

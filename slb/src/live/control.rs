@@ -32,7 +32,6 @@ use super::file::{Loading, WatchedFile};
 use super::follow::Fleet;
 use super::handed::Devices;
 use super::handover::{Handover, Heir, Request};
-
 use super::metrics::Endpoint;
 use super::narrowest::Narrow;
 use super::next_hops::{Found, NextHops, Unreached};
@@ -152,7 +151,7 @@ pub(super) struct Control<'o> {
     pub(super) life: Life,
 }
 
-/// Begins to hear the signals that do not end a process that starts: those for a reload and for a take-over.
+/// Registers the signals for a reload and for a take-over, which do not end a process that is still starting.
 pub(super) fn hear() -> Result<Signals, Failure> {
     Signals::new([SIGHUP, SIGUSR2]).map_err(Failure::failed)
 }

@@ -5,11 +5,12 @@
 //!         ── all of them, when it has stopped ───► control thread ──► the file
 //!         ◄─ pieces, before it opens its devices ─ the file
 //! ```
-//! The file is `ROLE.state`. It is written beside itself and renamed, so that there is always a whole
-//! one. Whoever starts reads it and renames it to `ROLE.taken`: what it says is true once. A process
-//! that died before it wrote a checkpoint leaves only that, and the next one takes it as such.
+//! The file is `ROLE.state`; only its owner can read it. A new version is written beside the file and
+//! renamed, so the file is always complete. A process that starts reads the file and renames it to
+//! `ROLE.taken`, since the state is true only once. If a process dies before its first checkpoint, the
+//! next one takes `ROLE.taken` as a checkpoint.
 //!
-//! Its layout is in [`file`]. The file is for this user only.
+//! The module [`file`] has the layout of the file.
 
 mod directory;
 mod file;

@@ -1,8 +1,8 @@
-//! Packets through Linux's nftables NAT and through ours: real captures, whose servers become VIPs,
-//! and generated traffic, both ways.
+//! NAT beside Linux's nftables, with real captures, whose servers become VIPs, and with generated
+//! traffic, in both directions.
 //!
-//! What comes out has to be the same, byte for byte but for the TTL: addresses, ports, checksums,
-//! and what ICMP errors quote.
+//! Both translate each packet to the same bytes, except for the TTL: addresses, ports, checksums and
+//! the packets that ICMP errors quote.
 
 mod captured;
 mod kernel;

@@ -25,7 +25,7 @@ impl Directory {
     /// Opens the directory, and makes it where it is not there.
     ///
     /// # Errors
-    /// It cannot be written to, or a file of somebody else has the state's name.
+    /// The directory cannot be written to, or another user's file has the name of the state file.
     pub(in crate::live) fn open(path: &Path, config: &Config) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             Failure::failed(format!("--state {}: {error}", path.display()))

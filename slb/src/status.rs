@@ -91,7 +91,10 @@ pub(crate) fn ask(path: &Path) -> Result<Value, Failure> {
     let mut text = String::new();
     let read = stream.take(LONGEST).read_to_string(&mut text);
     read.map_err(|error| failed(&error))?;
-    let answer: Value = serde_json::from_str(&text).map_err(|error| failed(&error))?;
+    let answer: Value = serde_json::from_str(&text).map_err(|error| match error.is_eof() {
+        true => failed(&"the balancer closed the connection before the end: it may have too many clients, try again"),
+        false => failed(&error),
+    })?;
     match answer.get("error").and_then(Value::as_str) {
         Some(error) => Err(failed(&error)),
         None => Ok(answer),
@@ -406,17 +409,29 @@ mod tests {
 
     #[test]
     fn an_error_is_no_status() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("sock");
-        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
-        let server = std::thread::spawn(move || {
-            let (mut client, _) = listener.accept().expect("a client");
-            let _ = client.read(&mut [0; 100]);
-            client.write_all(b"{\"error\":\"a worker does not answer\"}\n")
-        });
-        let error = ask(&path).expect_err("no status").to_string();
-        assert!(error.ends_with(": a worker does not answer"), "{error}");
-        server.join().expect("it ends").expect("it answered");
+        for (answer, expected) in [
+            (
+                "{\"error\":\"a worker does not answer\"}\n",
+                "a worker does not answer",
+            ),
+            ("", "it may have too many clients, try again"),
+            (
+                "{\"version\":\"0.1",
+                "it may have too many clients, try again",
+            ),
+        ] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("sock");
+            let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+            let server = std::thread::spawn(move || {
+                let (mut client, _) = listener.accept().expect("a client");
+                let _ = client.read(&mut [0; 100]);
+                client.write_all(answer.as_bytes())
+            });
+            let error = ask(&path).expect_err("no status").to_string();
+            assert!(error.ends_with(expected), "{answer:?}: {error}");
+            server.join().expect("it ends").expect("it answered");
+        }
     }
 
     #[test]

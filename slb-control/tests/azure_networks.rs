@@ -234,12 +234,52 @@ fn what_is_not_understood_is_an_error_with_its_place() {
             "securityRules",
         ),
         (
+            "\"name\": \"own-nsg/mail\"",
+            "\"name\": \"mail\"",
+            "security rule: name: expected GROUP/RULE, got \"mail\"",
+        ),
+        (
+            "/g/networkSecurityGroups/own-nsg",
+            "/g/routeTables/own-nsg",
+            "networkSecurityGroup: expected the id of a network security group, got \"/g/routeTables/own-nsg\"",
+        ),
+        (
+            "\"subnet\": { \"id\": \"/g/virtualNetworks/net/subnets/vms\" }",
+            "\"subnet\": { \"id\": \"/g/virtualNetworks/net/subnets/web\" }",
+            "virtual network \"net\": subnet \"web\" of 10.1.2.4 is not among the files given",
+        ),
+        (
+            "10.1.2.5",
+            "10.1.2.4",
+            "pool \"pool\": backends: \"one\" and \"two\" have one address, 10.1.2.4",
+        ),
+        (
             "\"defaultSecurityRules\"",
             "\"flushConnections\": 1, \"securityRules\"",
             "\"securityRules\" is named twice",
         ),
     ] {
         let said = refused(old, new);
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
+    let interface = "  { \"type\": \"Microsoft.Network/networkInterfaces\", \"name\": \"one\"";
+    let with = |resource: &str| refused(interface, &format!("{resource},\n{interface}"));
+    for (resource, expected) in [
+        (
+            r#"  { "type": "Microsoft.Network/virtualNetworks/virtualNetworkPeerings", "name": "net/p", "properties": {} }"#,
+            "peering \"net/p\": peerings are not supported",
+        ),
+        (
+            r#"  { "type": "Microsoft.Network/virtualNetworks", "name": "hub", "properties": {
+                   "virtualNetworkPeerings": [ { "name": "to-net" } ] } }"#,
+            "peering \"to-net\": peerings are not supported",
+        ),
+        (
+            r#"  { "type": "Microsoft.Network/virtualNetworks/subnets", "name": "web", "properties": {} }"#,
+            "subnet: name: expected NETWORK/SUBNET, got \"web\"",
+        ),
+    ] {
+        let said = with(resource);
         assert!(said.contains(expected), "{expected}\n{said}");
     }
     // One rule in two places, and two of one priority.
@@ -298,6 +338,43 @@ fn a_network_is_imported_with_a_vni_of_its_own_or_with_lists() {
     assert_eq!(config.frontends[0].network, Some(0));
     let (_, config) = imported(&inside, &inventory("host", "vni = 5001\n"));
     assert_eq!(config.frontends[0].network, None);
+}
+
+#[test]
+fn a_backend_that_is_given_by_its_address_has_the_group_of_its_interface() {
+    let pools = ",\n      \"loadBalancerBackendAddressPools\": [ { \"id\": \"/loadBalancers/lb/backendAddressPools/pool\" } ]";
+    assert_eq!(TEMPLATE.matches(pools).count(), 2);
+    let addresses = r#""name": "pool", "properties": { "loadBalancerBackendAddresses": [
+      { "name": "one", "properties": { "ipAddress": "10.1.2.4", "virtualNetwork": { "id": "/g/virtualNetworks/net" } } },
+      { "name": "two", "properties": { "ipAddress": "10.1.2.5", "virtualNetwork": { "id": "/g/virtualNetworks/net" } } }
+    ] }"#;
+    let text = TEMPLATE
+        .replace(pools, "")
+        .replacen("\"name\": \"pool\"", addresses, 1);
+    let (imported, _) = imported(&text, &inventory("host", "vni = 5001\n"));
+    for part in [
+        "[[vm]]\nname = \"one\"\nnetwork = \"net\"\naddress = \"10.1.2.4\"\nhost = \"172.16.0.101\"\n\
+         mac = \"02:00:00:00:00:04\"\nsecurity_list = [\"subnet-nsg\", \"own-nsg\"]\n",
+        "[[vm]]\nname = \"two\"\nnetwork = \"net\"\naddress = \"10.1.2.5\"\nhost = \"172.16.0.101\"\n\
+         security_list = [\"subnet-nsg\"]\n",
+    ] {
+        assert!(imported.toml.contains(part), "{part}\n{}", imported.toml);
+    }
+}
+
+#[test]
+fn a_group_may_have_its_rules_without_properties_around_them() {
+    let flat = TEMPLATE.replacen(
+        "\"name\": \"own-nsg\", \"properties\": { \"securityRules\": [] }",
+        r#""name": "own-nsg", "securityRules": [ { "name": "flat", "protocol": "*", "sourcePortRange": "*",
+           "destinationPortRange": "*", "sourceAddressPrefix": "*", "destinationAddressPrefix": "Internet",
+           "access": "Deny", "priority": 100, "direction": "Outbound" } ]"#,
+        1,
+    );
+    assert_ne!(flat, TEMPLATE);
+    let (imported, _) = imported(&flat, &inventory("host", "vni = 5001\n"));
+    let part = "name = \"flat\"\nsecurity_list = \"own-nsg\"\npriority = 100\ndirection = \"outbound\"\naccess = \"deny\"\n";
+    assert!(imported.toml.contains(part), "{}", imported.toml);
 }
 
 #[test]

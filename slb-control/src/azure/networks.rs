@@ -10,6 +10,8 @@ use super::resources::renamed;
 pub(super) struct Networks {
     pub(super) networks: Vec<Group>,
     pub(super) groups: Vec<Group>,
+    /// Peerings of virtual networks.
+    pub(super) peerings: Vec<Node>,
 }
 
 /// A virtual network with its subnets, or a network security group with its rules.
@@ -31,33 +33,42 @@ impl Networks {
     }
 
     /// `Microsoft.Network/virtualNetworks/subnets`, named `network/subnet`.
-    pub(super) fn take_subnet(&mut self, node: &Node) {
-        take_child(&mut self.networks, node);
+    pub(super) fn take_subnet(&mut self, node: &Node, notes: &Notes) {
+        take_child(
+            &mut self.networks,
+            node,
+            ("subnet", "NETWORK/SUBNET"),
+            notes,
+        );
+    }
+
+    /// `Microsoft.Network/virtualNetworks/virtualNetworkPeerings`.
+    pub(super) fn take_peering(&mut self, node: &Node) {
+        self.peerings.push(node.clone());
     }
 
     pub(super) fn take_group(&mut self, node: &Node) {
         take(&mut self.groups, node, "securityRules");
     }
 
-    /// `Microsoft.Network/networkSecurityGroups/securityRules`, named `group/rule`. A rule whose group is not known
-    /// could be any group's.
+    /// `Microsoft.Network/networkSecurityGroups/securityRules`, named `group/rule`.
     pub(super) fn take_rule(&mut self, node: &Node, notes: &Notes) {
-        if name_of(node).is_empty() {
-            let name = node.get("name").map(|name| name.value.describe());
-            let got = name.unwrap_or_else(|| "none".to_owned());
-            notes.error(
-                node,
-                "security rule",
-                format!("name: expected a string, got {got}"),
-            );
-            return;
-        }
-        take_child(&mut self.groups, node);
+        take_child(
+            &mut self.groups,
+            node,
+            ("security rule", "GROUP/RULE"),
+            notes,
+        );
     }
 }
 
 fn name_of(node: &Node) -> &str {
     node.get("name").and_then(Node::as_str).unwrap_or_default()
+}
+
+/// Returns the properties of a resource, which command-line tools print without `properties` around them.
+pub(super) fn properties_of(node: &Node) -> &Node {
+    node.get("properties").unwrap_or(node)
 }
 
 fn by_name<'g>(all: &'g mut Vec<Group>, name: &str) -> &'g mut Group {
@@ -86,10 +97,18 @@ fn take(all: &mut Vec<Group>, node: &Node, list: &str) {
     group.take(node, list);
 }
 
-fn take_child(all: &mut Vec<Group>, node: &Node) {
-    let name = name_of(node);
-    let (parent, own) = name.split_once('/').unwrap_or(("", name));
-    by_name(all, parent).add(renamed(node, own));
+/// Takes a child resource. One without a known parent is an error, since it could be any parent's.
+fn take_child(all: &mut Vec<Group>, node: &Node, (kind, expected): (&str, &str), notes: &Notes) {
+    match name_of(node).split('/').collect::<Vec<_>>()[..] {
+        [parent, own] if !parent.is_empty() && !own.is_empty() => {
+            by_name(all, parent).add(renamed(node, own));
+        }
+        _ => {
+            let name = node.get("name").map(|name| name.value.describe());
+            let got = name.unwrap_or_else(|| "none".to_owned());
+            notes.error(node, kind, format!("name: expected {expected}, got {got}"));
+        }
+    }
 }
 
 impl Group {
@@ -105,7 +124,7 @@ impl Group {
 
     fn take(&mut self, node: &Node, list: &str) {
         self.node = Some(node.clone());
-        let inline = node.get("properties").and_then(|own| own.get(list));
+        let inline = properties_of(node).get(list);
         let children = std::mem::take(&mut self.members);
         self.named.clear();
         let inline = inline.map_or(&[][..], Node::as_array);
@@ -150,7 +169,7 @@ impl Group {
 
     /// Returns true if a list of the resource cannot be evaluated.
     pub(super) fn unresolved<'n>(&'n self, list: &str) -> Option<&'n Node> {
-        let node = self.node.as_ref()?.get("properties")?;
+        let node = properties_of(self.node.as_ref()?);
         let found = match &node.value {
             Value::Unresolved(_) => Some(node),
             _ => node.get(list),

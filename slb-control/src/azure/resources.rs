@@ -18,6 +18,8 @@ pub(super) struct Found {
     /// Public IP addresses and prefixes by their names.
     pub(super) addresses: Vec<(String, PublicAddress)>,
     pub(super) interfaces: Vec<Interface>,
+    /// IP configurations that no load balancer leads to by their ids: pools may have their addresses.
+    pub(super) seats: Vec<(IpAddr, Seat)>,
     pub(super) scale_sets: Vec<ScaleSet>,
     pub(super) zones: Zones,
     pub(super) networks: Networks,
@@ -95,9 +97,19 @@ pub(super) struct Seat {
     /// The id of a subnet, or of a virtual network; `None` if the files do not say it.
     pub(super) subnet: Option<String>,
     pub(super) group: Option<(Node, String)>,
+    /// The end of the network interface's id, if a pool has only its address.
+    pub(super) interface: Option<String>,
 }
 
 impl Seat {
+    /// Reads an IP configuration whose network interface has an id that ends like this.
+    fn of_interface(id: String, interface: &Object<'_>, configuration: &Object<'_>) -> Self {
+        Self {
+            interface: Some(id),
+            ..Self::read(interface, configuration)
+        }
+    }
+
     /// Reads an IP configuration, and its network interface.
     fn read(interface: &Object<'_>, configuration: &Object<'_>) -> Self {
         let id = |node: &Node| node.get("id").and_then(Node::as_str).map(str::to_owned);
@@ -105,6 +117,7 @@ impl Seat {
         Self {
             subnet: configuration.get("subnet").and_then(id),
             group: group.map(|(node, id)| (node.clone(), id.to_owned())),
+            interface: None,
         }
     }
 }
@@ -347,7 +360,7 @@ impl Found {
 
 /// The types of resources that are read, in lower case, and the properties that are read: all if
 /// none is listed.
-pub(super) const KINDS: [(&str, &[&[&str]]); 10] = [
+pub(super) const KINDS: [(&str, &[&[&str]]); 11] = [
     ("microsoft.network/loadbalancers", &[]),
     ("microsoft.network/publicipaddresses", &[&["ipAddress"]]),
     ("microsoft.network/publicipprefixes", &[&["ipPrefix"]]),
@@ -360,6 +373,10 @@ pub(super) const KINDS: [(&str, &[&[&str]]); 10] = [
         &[&["addressSpace"], &["subnets"], &["virtualNetworkPeerings"]],
     ),
     ("microsoft.network/virtualnetworks/subnets", &[]),
+    (
+        "microsoft.network/virtualnetworks/virtualnetworkpeerings",
+        &[&["remoteVirtualNetwork"]],
+    ),
     ("microsoft.network/networksecuritygroups", &[]),
     ("microsoft.network/networksecuritygroups/securityrules", &[]),
     ("microsoft.compute/virtualmachines", INLINE),
@@ -490,7 +507,12 @@ impl Found {
             "microsoft.network/publicipprefixes" => self.take_prefix(&node(), notes),
             "microsoft.network/networkinterfaces" => self.take_interface(&node(), notes),
             "microsoft.network/virtualnetworks" => self.networks.take_network(&node()),
-            "microsoft.network/virtualnetworks/subnets" => self.networks.take_subnet(&node()),
+            "microsoft.network/virtualnetworks/subnets" => {
+                self.networks.take_subnet(&node(), notes);
+            }
+            "microsoft.network/virtualnetworks/virtualnetworkpeerings" => {
+                self.networks.take_peering(&node());
+            }
             "microsoft.network/networksecuritygroups" => self.networks.take_group(&node()),
             "microsoft.network/networksecuritygroups/securityrules" => {
                 self.networks.take_rule(&node(), notes);
@@ -609,11 +631,16 @@ impl Found {
         let list = object.list("ipConfigurations");
         for node in list {
             let (own, inner) = Object::named(node, "IP configuration", notes);
+            let machine = format!("networkInterfaces/{name}");
             if !Configuration::is_of_use(&own) {
+                let address = own.get("privateIPAddress").and_then(Node::as_str);
+                let address = address.and_then(|address| address.parse().ok());
+                let seat =
+                    address.map(|address| (address, Seat::of_interface(machine, &object, &own)));
+                self.seats.extend(seat);
                 continue;
             }
             let configuration = Configuration::read(&object, &own);
-            let machine = format!("networkInterfaces/{name}");
             let address = own.address("privateIPAddress");
             self.interfaces.push(Interface {
                 id: format!("{machine}/ipConfigurations/{inner}"),

@@ -40,16 +40,16 @@ impl<'r> Reader<'r> {
         let mut backends: Vec<Backend> = Vec::new();
         for (at, id) in object.references("backendIPConfigurations") {
             let backend = self.backend_by_id(&object, at, id);
-            add(&mut backends, backend);
+            self.add(&object, &mut backends, backend);
         }
         for element in object.list("loadBalancerBackendAddresses") {
             let backend = self.backend_address(element, &object.place, &mut networks);
-            add(&mut backends, backend);
+            self.add(&object, &mut backends, backend);
         }
         let is_in = |interface: &&Interface| interface.pools.iter().any(|id| self.is_own(id, &own));
         for interface in self.found.interfaces.iter().filter(is_in) {
             let backend = self.backend_by_id(&object, &interface.node, &interface.id);
-            add(&mut backends, backend);
+            self.add(&object, &mut backends, backend);
         }
         let before = backends.len();
         let zone = self.zone_of_instances(&own);
@@ -62,7 +62,7 @@ impl<'r> Reader<'r> {
             if let Some(backend) = &mut backend {
                 backend.seat = seat.clone();
             }
-            add(&mut backends, backend);
+            self.add(&object, &mut backends, backend);
         }
         // A backend that is listed twice counts once.
         self.instances(&object, &own, backends.len() - before);
@@ -90,6 +90,26 @@ impl<'r> Reader<'r> {
             lists: Vec::new(),
             backends,
         });
+    }
+
+    /// Adds a backend to a pool, once. Two network interfaces with one address are an error.
+    fn add(&self, pool: &Object<'_>, all: &mut Vec<Backend>, backend: Option<Backend>) {
+        let Some(mut backend) = backend else { return };
+        let Some(known) = all.iter().find(|own| own.address == backend.address) else {
+            backend.name = unlike(all, &backend.name);
+            all.push(backend);
+            return;
+        };
+        let machines = known.id.as_deref().zip(backend.id.as_deref());
+        let machines = machines.map(|(one, other)| (machine_of(one), machine_of(other)));
+        if let Some((one, other)) = machines.filter(|(one, other)| !one.eq_ignore_ascii_case(other))
+        {
+            let message = format!(
+                "{one:?} and {other:?} have one address, {}",
+                backend.address
+            );
+            pool.error(pool.node, "backends", message);
+        }
     }
 
     /// Returns the scale sets that have instances in a pool.
@@ -332,15 +352,6 @@ impl<'r> Reader<'r> {
         let balancer = segments.nth(1);
         let own = &self.balancer.name;
         is_named && (own.is_empty() || balancer.is_none_or(|b| b.eq_ignore_ascii_case(own)))
-    }
-}
-
-/// Adds a backend to a pool, once.
-fn add(all: &mut Vec<Backend>, backend: Option<Backend>) {
-    let known = |backend: &Backend| all.iter().any(|own| own.address == backend.address);
-    if let Some(mut backend) = backend.filter(|backend| !known(backend)) {
-        backend.name = unlike(all, &backend.name);
-        all.push(backend);
     }
 }
 

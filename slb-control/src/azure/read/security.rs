@@ -13,9 +13,12 @@ use super::references::last_of;
 use crate::azure::inventory::Inventory;
 use crate::azure::json::{Node, Notes, Object};
 use crate::azure::model::{Model, Network, Pool, Vm};
-use crate::azure::networks::Group;
-use crate::azure::resources::Found;
+use crate::azure::networks::{Group, properties_of};
+use crate::azure::resources::{Found, Seat};
 use crate::config::addresses::{prefix_or_address, range};
+
+const NO_PEERINGS: &str =
+    "peerings are not supported: the addresses of the other network would be inside";
 
 /// The fields of a backend that say which vm it is.
 const OF_VM: [&str; 4] = ["host", "mac", "next_hop", "port"];
@@ -52,6 +55,7 @@ pub(super) fn read(found: &Found, inventory: &Inventory, notes: &Notes, model: &
     let lists = lists.iter().filter(|_| !inventory.is_proxy());
     let lists = lists.filter_map(|group| reader.list(group));
     model.lists = lists.collect();
+    reader.peerings();
     reader.leftovers();
 }
 
@@ -91,12 +95,18 @@ impl<'r> Reader<'r> {
                 let subnet = self.subnet_at(network, subnet, backend.address);
                 groups.extend(subnet.and_then(|subnet| self.group_of_subnet(network, subnet)));
             }
-            let by_interface = match &backend.seat.group {
+            let seat = match backend.id {
+                Some(_) => &backend.seat,
+                None => self
+                    .seat_at(network, backend.address)
+                    .unwrap_or(&backend.seat),
+            };
+            let by_interface = match &seat.group {
                 Some((at, id)) => self.group_by_id(at, id),
-                None => backend
-                    .id
-                    .as_deref()
-                    .and_then(|id| self.group_that_names(id)),
+                None => {
+                    let id = backend.id.as_deref().or(seat.interface.as_deref());
+                    id.and_then(|id| self.group_that_names(id))
+                }
             };
             groups.extend(by_interface);
             groups.dedup_by_key(|group| group.name.to_lowercase());
@@ -206,11 +216,39 @@ impl<'r> Reader<'r> {
         networks.next().is_none().then_some(network)
     }
 
-    /// Returns the subnet of an address.
+    /// Returns the place of the network interface with an address, for a pool that has only the address.
+    fn seat_at(&self, network: Option<&Group>, address: IpAddr) -> Option<&'r Seat> {
+        let is_here = |seat: &Seat| {
+            let named = seat.subnet.as_deref().and_then(network_of);
+            let names = named.zip(network);
+            names.is_none_or(|(named, network)| network.name.eq_ignore_ascii_case(named))
+        };
+        let pooled = self.found.interfaces.iter();
+        let pooled = pooled.filter_map(|own| Some((own.address?, &own.seat)));
+        let others = self.found.seats.iter().map(|(own, seat)| (*own, seat));
+        let mut seats = pooled.chain(others);
+        let found = seats.find(|(own, seat)| *own == address && is_here(seat));
+        found.map(|(_, seat)| seat)
+    }
+
+    /// Returns the subnet of an address. A subnet that the network does not have is an error.
     fn subnet_at(&self, network: &'r Group, id: Option<&str>, address: IpAddr) -> Option<&'r Node> {
         let id = id.filter(|id| id.to_ascii_lowercase().contains("/subnets/"));
-        let named = id.and_then(|id| network.member(last_of(id)));
-        named.or_else(|| network.members.iter().find(|subnet| has(subnet, address)))
+        let Some(name) = id.map(last_of) else {
+            return network.members.iter().find(|subnet| has(subnet, address));
+        };
+        let subnet = network.member(name);
+        let mut missing = self.missing.borrow_mut();
+        if let (None, Some(at)) = (subnet, network.place())
+            && missing.insert(format!("{}/{name}", network.name).to_lowercase())
+        {
+            let place = format!("virtual network {:?}", network.name);
+            let message = format!(
+                "subnet {name:?} of {address} is not among the files given, and may have an access list"
+            );
+            self.notes.error(at, &place, message);
+        }
+        subnet
     }
 
     fn group_of_subnet(&self, network: &'r Group, subnet: &'r Node) -> Option<&'r Group> {
@@ -224,7 +262,15 @@ impl<'r> Reader<'r> {
     }
 
     fn group_by_id(&self, at: &Node, id: &str) -> Option<&'r Group> {
-        let name = last_of(id);
+        let mut segments = id.rsplit('/');
+        let name = segments.next().unwrap_or(id);
+        if let Some(kind) = segments.next()
+            && !kind.eq_ignore_ascii_case("networkSecurityGroups")
+        {
+            let message = format!("expected the id of a network security group, got {id:?}");
+            self.notes.error(at, "networkSecurityGroup", message);
+            return None;
+        }
         let mut groups = self.found.networks.groups.iter();
         let group = groups.find(|own| own.name.eq_ignore_ascii_case(name) && own.node.is_some());
         let mut missing = self.missing.borrow_mut();
@@ -246,7 +292,7 @@ impl<'r> Reader<'r> {
         };
         let mut groups = self.found.networks.groups.iter();
         groups.find(|group| {
-            let properties = group.node.as_ref().and_then(|node| node.get("properties"));
+            let properties = group.node.as_ref().map(properties_of);
             let lists = ["subnets", "networkInterfaces"].into_iter();
             let lists = lists.filter_map(|list| properties?.get(list));
             let mut ids = lists.flat_map(Node::as_array).filter_map(|own| {
@@ -280,8 +326,7 @@ impl<'r> Reader<'r> {
             return None;
         }
         let object = Object::new(node, place.clone(), self.notes);
-        let why = "peerings are not supported: the addresses of the other network would be inside";
-        object.refuse("virtualNetworkPeerings", why);
+        object.refuse("virtualNetworkPeerings", NO_PEERINGS);
         if let Some(node) = group.unresolved("subnets") {
             object.unlisted(node, "subnets");
         }
@@ -306,6 +351,27 @@ impl<'r> Reader<'r> {
             address_spaces,
             gateways: gateways.map(|address| address.to_string()).collect(),
         })
+    }
+
+    /// Reports peerings that are resources of their own, or properties of other virtual networks, if a network is
+    /// converted.
+    fn peerings(&self) {
+        if self.networks.is_empty() {
+            return;
+        }
+        let others = self.found.networks.networks.iter();
+        let others = others.filter(|group| !self.is_imported(group));
+        let lists = others
+            .filter_map(|group| properties_of(group.node.as_ref()?).get("virtualNetworkPeerings"));
+        let lists = lists.flat_map(Node::as_array);
+        for peering in self.found.networks.peerings.iter().chain(lists) {
+            let name = peering
+                .get("name")
+                .and_then(Node::as_str)
+                .unwrap_or_default();
+            self.notes
+                .error(peering, &format!("peering {name:?}"), NO_PEERINGS);
+        }
     }
 
     /// Reports a resource or a part of one that is declared twice.

@@ -6,7 +6,7 @@ use crate::flow::FlowTable;
 use crate::frame::Frame;
 use crate::hash::{Xxh3, ports_and_protocol};
 use crate::maglev;
-use crate::mux::full_hash;
+use crate::mux::pipeline::full_hash;
 use crate::observe::{Observe, Step};
 use crate::packet::Plain;
 use crate::snapshot::{RuleMatch, Snapshot};

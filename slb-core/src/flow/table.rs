@@ -24,197 +24,32 @@
 //! of a few buckets per call collects the other expired flows. Deadlines are 12-bit ticks, so a
 //! bucket has to be swept before 2048 ticks have passed; a round takes 16 s.
 
-use core::fmt;
-use core::net::IpAddr;
-use core::ops::{Add, RangeInclusive};
+mod bucket;
+mod report;
+mod room;
+mod sweep;
 
-use super::key::{Addresses, FlowKey, FlowProtocol};
-use super::{Ticks, tick_of};
+use core::fmt;
+
+use self::bucket::{DEADLINE_BITS, PROTOCOL_BITS, STATE_SHIFT, is_half_open, pack, state_of};
+use self::sweep::{SWEEP_ROUND_NANOS, SWEEP_STEP, Sweep};
+use super::Ticks;
+use super::key::{Addresses, FlowKey};
 use crate::key::{Key, Purpose};
-use crate::list::Like;
 use crate::mem::Mem;
 use crate::prefetch::prefetch;
-use crate::time::{Clock, Instant};
+use crate::time::Clock;
 
-/// Places in a bucket.
-pub const SLOTS: usize = 3;
-
-const DEADLINE_BITS: u16 = 0x0fff;
-/// Deadlines further ahead than this count as past.
-const AHEAD: u16 = 0x0800;
-const PROTOCOL_SHIFT: u16 = 12;
-const PROTOCOL_BITS: u16 = 0x3000;
-const STATE_SHIFT: u16 = 14;
-/// Every `meta` below has the state "empty".
-const OCCUPIED: u16 = 0x4000;
+pub use self::bucket::{Bucket, FlowState, SLOTS};
+pub use self::report::{Flow, FlowStats};
 
 /// The number of flows that may move to make room for an established one: enough for a table at 85
 /// %.
 const MOVES: usize = 3;
+
 /// The number of flows that may move to make room for a half-open flow: fewer, since a flood may
 /// consist of half-open flows.
 const MOVES_HALF_OPEN: usize = 1;
-
-/// Buckets swept in one go.
-const SWEEP_STEP: usize = 256;
-/// The maximum number of sweep steps in one call.
-const SWEEP_STEPS: usize = 8;
-/// The duration of a round over the table.
-const SWEEP_ROUND_NANOS: u64 = 16_000_000_000;
-/// A round that has taken longer than this many ticks (6 minutes) is finished at once.
-const SWEEP_OVERDUE: u32 = 340;
-
-// A deadline has to be recognized as past as long as it may be unswept.
-const _: () = assert!(SWEEP_OVERDUE + Ticks::MAX.0 as u32 <= AHEAD as u32);
-
-/// The progress of a flow's handshake, as seen from its client's packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum FlowState {
-    /// Only SYNs were seen so far. Such flows are evicted first.
-    HalfOpen = 1,
-    /// A packet other than a SYN was seen, or the flow is UDP. Such flows are never evicted.
-    Established = 2,
-    /// The last packet was a FIN or RST. Such flows are evicted if no half-open flow can be.
-    Closing = 3,
-}
-
-/// A bucket of three places for flows. An all-zero bucket is empty.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub struct Bucket<A> {
-    addresses: [A; SLOTS],
-    ports: [u32; SLOTS],
-    values: [u32; SLOTS],
-    meta: [u16; SLOTS],
-    /// The number of flows with this primary bucket that are in their secondary bucket.
-    displaced: u8,
-}
-
-impl<A: Addresses> Bucket<A> {
-    /// No flows.
-    pub const EMPTY: Self = Self {
-        addresses: [A::ZERO; SLOTS],
-        ports: [0; SLOTS],
-        values: [0; SLOTS],
-        meta: [0; SLOTS],
-        displaced: 0,
-    };
-
-    #[inline]
-    fn find(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
-        // Check all three places without branches, since the matching place cannot be predicted.
-        let may_be = |i: usize| {
-            u32::from((self.addresses[i] == key.addresses) & (self.ports[i] == key.ports))
-        };
-        let places = may_be(0) | may_be(1) << 1 | may_be(2) << 2;
-        let first = (places.trailing_zeros() as usize).min(SLOTS - 1);
-        if places != 0 && self.is(first, key, now) {
-            return Some(first);
-        }
-        // The match has another protocol, or has expired: check the other places.
-        (first + 1..SLOTS).find(|&i| places >> i & 1 != 0 && self.is(i, key, now))
-    }
-
-    /// Returns the place of an established flow; `None` if the flow is not here, or if this quick
-    /// check cannot decide.
-    #[inline(always)] // the mux's loop over a burst
-    fn established(&self, key: &FlowKey<A>, now: u32) -> Option<usize> {
-        // The matching place cannot be predicted, so it is computed from parts of the keys without
-        // branches, and only that place is compared.
-        let may_be = |i: usize| {
-            let is_like = self.addresses[i].part() == key.addresses.part();
-            usize::from(is_like & (self.ports[i] == key.ports))
-        };
-        let place = may_be(1) | may_be(2) << 1;
-        let meta = *self.meta.get(place)?;
-        let (addresses, ports) = (self.addresses.get(place)?, self.ports.get(place)?);
-        let is_it = *addresses == key.addresses
-            && *ports == key.ports
-            && meta & !DEADLINE_BITS == pack(FlowState::Established, key.protocol, 0)
-            && is_before_deadline(meta, now);
-        is_it.then_some(place)
-    }
-
-    /// Returns true if slot `i`, which has the addresses and ports of the flow, holds the flow.
-    #[inline]
-    fn is(&self, i: usize, key: &FlowKey<A>, now: u32) -> bool {
-        let protocol = (key.protocol as u16) << PROTOCOL_SHIFT;
-        self.meta[i] & PROTOCOL_BITS == protocol && is_alive(self.meta[i], now)
-    }
-
-    /// Returns a place that is empty, or whose flow is past its deadline.
-    #[inline]
-    fn vacant(&self, now: u32) -> Option<usize> {
-        (0..SLOTS).find(|&i| !is_alive(self.meta[i], now))
-    }
-
-    fn key(&self, i: usize) -> FlowKey<A> {
-        let protocol = match (self.meta[i] & PROTOCOL_BITS) >> PROTOCOL_SHIFT {
-            0 => FlowProtocol::Tcp,
-            1 => FlowProtocol::Udp,
-            _ => FlowProtocol::Other,
-        };
-        FlowKey {
-            addresses: self.addresses[i],
-            ports: self.ports[i],
-            protocol,
-        }
-    }
-
-    fn flow(&self, i: usize) -> Flow {
-        let (source, destination) = self.addresses[i].unpack();
-        let [a, b, c, d] = self.ports[i].to_le_bytes();
-        Flow {
-            source,
-            destination,
-            protocol: self.key(i).protocol,
-            ports: (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-            value: self.values[i],
-            state: state_of(self.meta[i]),
-        }
-    }
-
-    fn holds(&self, i: usize, key: &FlowKey<A>) -> bool {
-        self.meta[i] >= OCCUPIED && self.key(i) == *key
-    }
-
-    fn put(&mut self, i: usize, key: &FlowKey<A>, value: u32, meta: u16) {
-        self.addresses[i] = key.addresses;
-        self.ports[i] = key.ports;
-        self.values[i] = value;
-        self.meta[i] = meta;
-    }
-}
-
-/// Returns true if there is a flow before its deadline.
-#[inline]
-const fn is_alive(meta: u16, now: u32) -> bool {
-    (meta >= OCCUPIED) & is_before_deadline(meta, now)
-}
-
-#[inline]
-const fn is_before_deadline(meta: u16, now: u32) -> bool {
-    meta.wrapping_sub(now as u16) & DEADLINE_BITS < AHEAD
-}
-
-#[inline]
-const fn is_half_open(meta: u16) -> bool {
-    meta >> STATE_SHIFT == FlowState::HalfOpen as u16
-}
-
-/// Returns true if there is a flow that may be evicted.
-#[inline]
-const fn is_transitory(meta: u16) -> bool {
-    is_half_open(meta) || meta >> STATE_SHIFT == FlowState::Closing as u16
-}
-
-#[inline]
-const fn pack(state: FlowState, protocol: FlowProtocol, deadline: u32) -> u16 {
-    (state as u16) << STATE_SHIFT
-        | (protocol as u16) << PROTOCOL_SHIFT
-        | deadline as u16 & DEADLINE_BITS
-}
 
 /// The position of a flow in the table; valid until the table changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,15 +80,6 @@ const fn found(bucket: usize, place: usize) -> Found {
     }
 }
 
-#[inline]
-const fn state_of(meta: u16) -> FlowState {
-    match meta >> STATE_SHIFT {
-        1 => FlowState::HalfOpen,
-        2 => FlowState::Established,
-        _ => FlowState::Closing,
-    }
-}
-
 /// The result of looking a flow up in one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
@@ -278,65 +104,6 @@ pub enum Inserted {
     Refused,
 }
 
-/// Counters of a table since its creation, and its occupancy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowStats {
-    /// Number of flows pinned.
-    pub made: u64,
-    /// Number of flows that expired.
-    pub expired: u64,
-    /// Number of half-open and closing flows that were evicted.
-    pub evicted: u64,
-    /// Number of flows that found no place.
-    pub refused: u64,
-    /// Number of flows that the caller removed.
-    pub removed: u64,
-    /// Number of present flows; expired flows count until they are collected.
-    pub live: u64,
-    /// Number of half-open flows among the present flows.
-    pub half_open: u64,
-    /// Number of places in the table.
-    pub places: u64,
-    /// Number of flows imported from another table, which `made` does not include.
-    pub imported: u64,
-}
-
-impl Add for FlowStats {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            made: self.made + other.made,
-            expired: self.expired + other.expired,
-            evicted: self.evicted + other.evicted,
-            refused: self.refused + other.refused,
-            removed: self.removed + other.removed,
-            live: self.live + other.live,
-            half_open: self.half_open + other.half_open,
-            places: self.places + other.places,
-            imported: self.imported + other.imported,
-        }
-    }
-}
-
-/// A flow of the table, for reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
-    /// The client.
-    pub source: IpAddr,
-    /// The VIP.
-    pub destination: IpAddr,
-    /// The protocol, which gives `ports` its meaning.
-    pub protocol: FlowProtocol,
-    /// Source and destination port; for other protocols, the first has the value that
-    /// [`FlowProtocol`] describes.
-    pub ports: (u16, u16),
-    /// The value stored with the flow.
-    pub value: u32,
-    /// The state of the flow.
-    pub state: FlowState,
-}
-
 /// A table of flows with addresses of one family.
 pub struct Table<'m, A> {
     buckets: Mem<'m, Bucket<A>>,
@@ -346,18 +113,6 @@ pub struct Table<'m, A> {
     half_open_limit: u64,
     stats: FlowStats,
     sweep: Sweep,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Sweep {
-    /// The next bucket to sweep.
-    at: usize,
-    /// Nanoseconds between two steps.
-    interval: u64,
-    /// The time of the next step.
-    due: u64,
-    /// The tick in which this round began.
-    round: u32,
 }
 
 impl<'m, A: Addresses> Table<'m, A> {
@@ -641,41 +396,6 @@ impl<'m, A: Addresses> Table<'m, A> {
         inserted
     }
 
-    /// Returns the flow at a place of the table, if it has not expired, and its remaining ticks.
-    pub(crate) fn at(&self, place: usize) -> Option<(FlowKey<A>, u32, FlowState, Ticks)> {
-        let (bucket, place) = (self.buckets.get(place / SLOTS)?, place % SLOTS);
-        let meta = bucket.meta[place];
-        let left = meta.wrapping_sub(self.now as u16) & DEADLINE_BITS;
-        is_alive(meta, self.now).then(|| {
-            let (key, value) = (bucket.key(place), bucket.values[place]);
-            (key, value, state_of(meta), Ticks(left))
-        })
-    }
-
-    /// Returns the next place from `first` on and before `end` with a live flow that matches
-    /// `like`.
-    pub(crate) fn next_like(&self, first: usize, end: usize, like: &Like<A>) -> Option<usize> {
-        let buckets = self.buckets.get(first / SLOTS..end.div_ceil(SLOTS))?;
-        let first_bucket = first / SLOTS;
-        for (number, bucket) in (first_bucket..).zip(buckets) {
-            for i in 0..SLOTS {
-                let is_it = like.is_like(bucket.addresses[i], bucket.ports[i]);
-                if is_it & is_alive(bucket.meta[i], self.now) {
-                    let place = number * SLOTS + i;
-                    if (first..end).contains(&place) {
-                        return Some(place);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// Returns the number of places in the table.
-    pub(crate) fn places(&self) -> usize {
-        self.buckets.len() * SLOTS
-    }
-
     /// Returns a number that changes whenever flows move: look a flow up again after the number has
     /// changed, since its [`Found`] is no longer valid.
     #[inline]
@@ -687,207 +407,6 @@ impl<'m, A: Addresses> Table<'m, A> {
     pub fn remove(&mut self, found: Found) {
         self.vacate(found.bucket as usize, usize::from(found.place));
         self.stats.removed += 1;
-    }
-
-    /// Frees a place in either bucket by up to `moves` moves of other flows, or by evicting a
-    /// transitory flow if that is allowed.
-    fn make_room(
-        &mut self,
-        primary: usize,
-        secondary: usize,
-        moves: RangeInclusive<usize>,
-        evict: bool,
-    ) -> Option<(usize, usize)> {
-        for moves in moves {
-            if let Some(place) = self.clear_place(primary, moves, evict) {
-                return Some((primary, place));
-            }
-            if self.may_displace(primary, secondary)
-                && let Some(place) = self.clear_place(secondary, moves, evict)
-            {
-                return Some((secondary, place));
-            }
-        }
-        None
-    }
-
-    /// Frees a place in a bucket by up to `moves` moves, each making room for the next.
-    fn clear_place(&mut self, index: usize, moves: usize, evict: bool) -> Option<usize> {
-        if let Some(place) = self.reclaim(index) {
-            return Some(place);
-        }
-        if evict && let Some(place) = self.evict(index, is_transitory) {
-            return Some(place);
-        }
-        let moves = moves.checked_sub(1)?;
-        (0..SLOTS).find(|&place| self.move_away(index, place, moves, evict))
-    }
-
-    /// Returns true if a flow with the primary bucket `primary` may be in `secondary`.
-    fn may_displace(&self, primary: usize, secondary: usize) -> bool {
-        primary != secondary
-            && self
-                .buckets
-                .get(primary)
-                .is_some_and(|b| b.displaced < u8::MAX)
-    }
-
-    /// Returns an empty place of a bucket, after clearing the place of an expired flow if
-    /// necessary.
-    fn reclaim(&mut self, index: usize) -> Option<usize> {
-        let bucket = self.buckets.get(index)?;
-        let place = bucket.vacant(self.now)?;
-        if bucket.meta[place] >= OCCUPIED {
-            self.vacate(index, place);
-            self.stats.expired += 1;
-        }
-        Some(place)
-    }
-
-    /// Moves a flow of a full bucket to its other one, if `moves` more make room there.
-    fn move_away(&mut self, from: usize, place: usize, moves: usize, evict: bool) -> bool {
-        let bucket = self.buckets[from];
-        let key = bucket.key(place);
-        let hash = self.hash(&key);
-        let (primary, secondary) = (self.primary(hash), self.secondary(hash));
-        let to = if from == primary { secondary } else { primary };
-        if to == from || to == secondary && !self.may_displace(primary, secondary) {
-            return false;
-        }
-        let Some(vacant) = self.clear_place(to, moves, evict) else {
-            return false;
-        };
-        if !self.buckets[from].holds(place, &key) {
-            return false; // making room there was circular, and has moved the flow already
-        }
-        self.buckets[to].put(vacant, &key, bucket.values[place], bucket.meta[place]);
-        self.buckets[from].meta[place] = 0;
-        if to == secondary {
-            self.buckets[primary].displaced += 1;
-        } else {
-            self.buckets[primary].displaced -= 1;
-        }
-        true
-    }
-
-    /// Evicts a half-open flow of either bucket, and returns its place.
-    fn replace_half_open(&mut self, primary: usize, secondary: usize) -> Option<(usize, usize)> {
-        if let Some(place) = self.evict(primary, is_half_open) {
-            return Some((primary, place));
-        }
-        let secondary = self.may_displace(primary, secondary).then_some(secondary)?;
-        Some((secondary, self.evict(secondary, is_half_open)?))
-    }
-
-    /// Evicts one of the flows of a bucket that `may_go`: half-open flows before others, so that a
-    /// flood of SYNs evicts its own first, and among them the one that would expire first.
-    fn evict(&mut self, index: usize, may_go: fn(u16) -> bool) -> Option<usize> {
-        let bucket = self.buckets.get(index)?;
-        let order = |place: &usize| {
-            let meta = bucket.meta[*place];
-            let left = meta.wrapping_sub(self.now as u16) & DEADLINE_BITS;
-            (!is_half_open(meta), left)
-        };
-        let place = (0..SLOTS)
-            .filter(|&place| may_go(bucket.meta[place]))
-            .min_by_key(order)?;
-        self.vacate(index, place);
-        self.stats.evicted += 1;
-        Some(place)
-    }
-
-    /// Empties a place.
-    fn vacate(&mut self, index: usize, place: usize) {
-        let bucket = self.buckets[index];
-        if bucket.meta[place] < OCCUPIED {
-            return;
-        }
-        let primary = self.primary(self.hash(&bucket.key(place)));
-        if primary != index {
-            self.buckets[primary].displaced -= 1;
-        }
-        self.buckets[index].meta[place] = 0;
-        self.stats.live -= 1;
-        self.stats.half_open -= u64::from(is_half_open(bucket.meta[place]));
-    }
-
-    /// Advances the clock, and sweeps the buckets that are due.
-    #[inline]
-    pub fn advance(&mut self, now: Instant) {
-        let before = self.now;
-        let now = self.clock.advance(now);
-        self.now = tick_of(now);
-        if now.as_nanos() >= self.sweep.due {
-            self.sweep(now, before);
-        }
-    }
-
-    #[cold]
-    fn sweep(&mut self, now: Instant, before: u32) {
-        let nanos = now.as_nanos();
-        let count = self.buckets.len();
-        if count == 0 {
-            self.sweep.due = u64::MAX;
-            return;
-        }
-        if self.now.wrapping_sub(self.sweep.round) > SWEEP_OVERDUE {
-            // The last call was minutes ago: catch up before deadlines wrap.
-            let all = self.now.wrapping_sub(before) > u32::from(Ticks::MAX.0);
-            for index in 0..count {
-                self.sweep_bucket(index, all);
-            }
-            self.sweep.at = 0;
-            self.sweep.round = self.now;
-            self.sweep.due = nanos.saturating_add(self.sweep.interval);
-            return;
-        }
-        for _ in 0..SWEEP_STEPS {
-            for _ in 0..SWEEP_STEP.min(count) {
-                self.sweep_bucket(self.sweep.at, false);
-                self.sweep.at += 1;
-                if self.sweep.at == count {
-                    self.sweep.at = 0;
-                    self.sweep.round = self.now;
-                }
-            }
-            self.sweep.due = self.sweep.due.saturating_add(self.sweep.interval);
-            if self.sweep.due > nanos {
-                return;
-            }
-        }
-    }
-
-    /// Removes expired flows, or all flows, from a bucket.
-    #[inline]
-    fn sweep_bucket(&mut self, index: usize, all: bool) {
-        for place in 0..SLOTS {
-            let meta = self.buckets[index].meta[place];
-            if meta >= OCCUPIED && (all || !is_alive(meta, self.now)) {
-                self.vacate(index, place);
-                self.stats.expired += 1;
-            }
-        }
-    }
-
-    /// Returns the table's counters.
-    pub fn stats(&self) -> FlowStats {
-        self.stats
-    }
-
-    /// Yields every live flow.
-    pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
-        self.iter_from(0).map(|(_, flow)| flow)
-    }
-
-    /// Yields every live flow in the buckets from `first` on, with the number of its bucket, so
-    /// that a caller can list flows in parts.
-    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, Flow)> + '_ {
-        let buckets = self.buckets.iter().enumerate().skip(first);
-        buckets.flat_map(move |(number, bucket)| {
-            (0..SLOTS)
-                .filter(|&i| is_alive(bucket.meta[i], self.now))
-                .map(move |i| (number, bucket.flow(i)))
-        })
     }
 }
 

@@ -10,113 +10,20 @@
 //! VIP or a SNAT address; the server is a vm. The peer is the remote itself, or its translated
 //! address.
 
+mod life;
+mod side;
+mod span;
+
 use super::rule_id::ShortRuleId;
-use super::tcp::{ConnectionState, DIRECT, Direction, Numbers, Segment, Sequences, next_state};
+use super::tcp::{ConnectionState, DIRECT, Direction, Numbers, Sequences};
 use crate::flow::Addresses;
 use crate::packet::Tuple;
-use crate::time::Instant;
 use crate::verdict::PortId;
 pub(super) use crate::wire::checksum::fold;
 use crate::wire::protocol;
-
-/// Deadlines are in units of 2^26 ns (67 ms), so a shift converts nanoseconds.
-pub(crate) const TICK_SHIFT: u32 = 26;
-
-/// Returns the tick of a time, modulo 2^32: ticks wrap after nine years.
-#[inline]
-pub(crate) const fn tick_of(passed: Instant) -> u32 {
-    (passed.as_nanos() >> TICK_SHIFT) as u32
-}
-
-/// A duration in ticks, up to 73 minutes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub(crate) u16);
-
-impl Span {
-    /// `duration`, rounded up, and at most the longest.
-    pub const fn from_duration(duration: core::time::Duration) -> Self {
-        let ticks = duration.as_nanos().div_ceil(1 << TICK_SHIFT);
-        if ticks > u16::MAX as u128 {
-            Self(u16::MAX)
-        } else {
-            Self(ticks as u16)
-        }
-    }
-
-    /// Returns the span as a duration.
-    pub(crate) const fn duration(self) -> core::time::Duration {
-        core::time::Duration::from_nanos((self.0 as u64) << TICK_SHIFT)
-    }
-
-    const fn from_secs(seconds: u64) -> Self {
-        Self::from_duration(core::time::Duration::from_secs(seconds))
-    }
-}
-
-/// The lifetime of a TCP connection before or after the established state. A RST may be lost on the
-/// way to its receiver, so a reset connection lasts as long (RFC 7857 §2.2).
-const TRANSITORY: Span = Span::from_secs(240); // RFC 5382 §5 REQ-5: no less
-/// ICMP echo.
-const ECHO: Span = Span::from_secs(60); // RFC 5508 §3.2 REQ-1: no less
-
-/// The tuple of a connection's packets from one side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Side<A> {
-    /// Source and destination.
-    pub(crate) addresses: A,
-    /// The four bytes of ports, read little-endian. For ICMP echo, the identifier takes the place
-    /// of the requester's port; zero for other protocols.
-    pub(crate) ports: u32,
-}
-
-impl<A: Addresses> Side<A> {
-    /// Returns the tuple of the packets to this side.
-    #[inline]
-    pub(crate) fn reversed(&self) -> Self {
-        Self {
-            addresses: self.addresses.swapped(),
-            ports: self.ports.rotate_left(16),
-        }
-    }
-
-    /// Returns the addresses and ports as a tuple of this protocol.
-    pub(crate) fn tuple(&self, protocol: u8) -> Tuple {
-        let (source, destination) = self.addresses.unpack();
-        let [a, b, c, d] = self.ports.to_le_bytes();
-        Tuple {
-            source,
-            destination,
-            source_port: u16::from_be_bytes([a, b]),
-            destination_port: u16::from_be_bytes([c, d]),
-            protocol,
-        }
-    }
-}
-
-/// The key for the lookup of a packet's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key<A> {
-    pub(crate) side: Side<A>,
-    pub(crate) protocol: u8,
-    /// Direction of the packet.
-    pub(crate) direction: Direction,
-    /// Port of the vm, since two vms may have equal tuples; or [`ALL_PORTS`].
-    pub(crate) zone: PortId,
-}
-
-/// The zone of tuples that are shared by all ports.
-pub(crate) const ALL_PORTS: PortId = PortId(u16::MAX);
-
-impl<A: Addresses> Key<A> {
-    #[inline]
-    pub(crate) fn hash(&self, key: [u64; 2]) -> u64 {
-        let rest = u64::from(self.side.ports)
-            | u64::from(self.protocol) << 32
-            | u64::from(self.zone.0) << 40
-            | (self.direction as u64) << 56;
-        self.side.addresses.hash(rest, key)
-    }
-}
+pub(crate) use side::{ALL_PORTS, Key, Side};
+pub use span::Span;
+pub(crate) use span::{TICK_SHIFT, tick_of};
 
 /// The treatment of a connection's packets besides translation, fixed when the connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -393,49 +300,6 @@ impl<A: Addresses> Connection<A> {
             && !self.is_free()
     }
 
-    /// Returns true if a packet with this tuple certainly belongs to the connection, and the
-    /// connection is established and does not expire before the tick `now`. With `ANY_ZONE`, tuples
-    /// are shared by all ports.
-    #[inline]
-    pub(super) fn goes_on_with<const ANY_ZONE: bool>(&self, key: &Key<A>, now: u32) -> bool {
-        let remaining = self.deadline.wrapping_sub(now) as i32; // ticks wrap
-        self.side(key.direction) == key.side
-            && self.sequences.protocol == key.protocol
-            && (ANY_ZONE || self.zone == key.zone.0)
-            && (self.sequences.is_established() || self.goes_on_answering(key.direction))
-            && (!self.is_unusual() || self.goes_on_through(key.direction, now))
-            && remaining > 0
-    }
-
-    /// Returns true if a packet cannot change the mux that answers go through: it answers a recent
-    /// packet.
-    fn goes_on_through(&self, direction: Direction, now: u32) -> bool {
-        direction == Direction::Outward && !self.is_contested() && !self.is_quiet(now)
-    }
-
-    /// Returns true if the connection had no packet for a while.
-    fn is_quiet(&self, now: u32) -> bool {
-        /// In ticks, at least 67 ms. Stacks wait at least 200 ms before they retransmit, and longer
-        /// each time.
-        const WHILE: u32 = 2;
-        let left = self.deadline.wrapping_sub(now);
-        u32::from(self.timeout().0).wrapping_sub(left) >= WHILE
-    }
-
-    /// Returns true if a packet in this direction is a further answer in a flow without a handshake
-    /// whose opener has not continued it yet.
-    fn goes_on_answering(&self, direction: Direction) -> bool {
-        self.sequences.protocol != protocol::TCP
-            && self.state() == ConnectionState::SynReceived
-            && direction != self.opener()
-    }
-
-    /// Records a packet of an established connection that [goes on](Self::goes_on_with).
-    #[inline]
-    pub(super) fn keep_alive(&mut self, now: u32) {
-        self.deadline = now.wrapping_add(self.idle.into());
-    }
-
     /// Returns the account for the connection's packets: rule and server in one word.
     #[inline]
     pub(crate) fn account(&self) -> u32 {
@@ -501,12 +365,6 @@ impl<A: Addresses> Connection<A> {
         self.sequences.flags & (DIRECT | THROUGH) != 0
     }
 
-    /// Returns true if a segment is a retransmission after a silence. A segment that answers a
-    /// packet is not; neither is a SYN-ACK, since its client retransmits too.
-    pub(super) fn asks_again(&self, now: u32, direction: Direction, segment: &Segment) -> bool {
-        self.is_quiet(now) && self.sequences.repeats(direction, segment)
-    }
-
     /// Returns true if both ends are reset when the connection expires.
     pub(crate) fn resets(&self) -> bool {
         self.sequences.flags & RESETS != 0
@@ -514,57 +372,10 @@ impl<A: Addresses> Connection<A> {
             && !self.state().is_over()
     }
 
-    /// Records that another connection has taken the outside tuple.
-    pub(super) fn supersede(&mut self) {
-        self.sequences.set_state(ConnectionState::Closed);
-        if self.sequences.protocol == protocol::TCP {
-            self.sequences.flags |= DIRECT; // takes the server's packets off the fast path
-        }
-    }
-
-    /// Returns true if another connection may have taken the outside tuple. Connections without a
-    /// handshake are over only for this reason.
-    pub(super) fn is_superseded(&self) -> bool {
-        let is_sure = self.sequences.protocol != protocol::TCP || self.is_contested();
-        is_sure && self.state() == ConnectionState::Closed
-    }
-
     /// Returns true if packets with the inside tuple may belong to another conversation.
     #[inline]
     pub(super) fn is_contested(&self) -> bool {
         self.sequences.flags & DIRECT != 0
-    }
-
-    /// Records a packet of the client to the server's own address, with its segment if it is TCP.
-    /// If the packet repeats a SYN that the server does not accept because of this connection's
-    /// tuple, returns whether the connection tells its ends by RSTs.
-    pub(super) fn contest(&mut self, segment: Option<&Segment>) -> Option<bool> {
-        let is_in_vain = segment.is_some_and(|segment| {
-            self.opener() == Direction::Inward && self.sequences.is_contested_in_vain(segment)
-        });
-        match segment {
-            _ if self.opener() != Direction::Inward => {}
-            Some(segment) => self.sequences.contest(segment),
-            None if self.sequences.protocol == protocol::TCP => {}
-            None => self.sequences.flags |= DIRECT,
-        }
-        is_in_vain.then(|| self.resets())
-    }
-
-    /// Returns true if a packet of a contested tuple belongs to the other conversation.
-    pub(super) fn is_direct(&mut self, direction: Direction, segment: Option<&Segment>) -> bool {
-        match (direction, segment) {
-            (Direction::Outward, Some(segment)) => {
-                self.sequences.is_direct(Direction::Inward, segment)
-            }
-            (Direction::Outward, None) => self.sequences.protocol != protocol::TCP,
-            (Direction::Inward, None) => {
-                // The client used the frontend last.
-                self.sequences.flags &= !DIRECT;
-                false
-            }
-            (Direction::Inward, Some(_)) => false,
-        }
     }
 
     /// Returns the direction of the connection's first packet.
@@ -579,185 +390,6 @@ impl<A: Addresses> Connection<A> {
 
     pub(crate) fn sequences(&self) -> &Sequences {
         &self.sequences
-    }
-
-    /// Records a TCP segment of an established connection: the sequence number after it, its
-    /// acknowledgement and its window.
-    // Out of line, each packet from a vm would cost 12 more instructions.
-    #[inline(always)]
-    pub(super) fn note_numbers(
-        &mut self,
-        direction: Direction,
-        end: u32,
-        acknowledged: u32,
-        window: u16,
-    ) {
-        self.sequences.note_sent(direction, end);
-        self.sequences
-            .note_acknowledged(direction, acknowledged, window);
-    }
-
-    /// Records the first packet, with its SYN if it is TCP.
-    pub(crate) fn open(&mut self, now: u32, syn: Option<&Segment>) {
-        if let Some(syn) = syn {
-            self.sequences.open(self.opener(), syn);
-        }
-        self.sequences.set_state(ConnectionState::SynSent);
-        self.deadline = now.wrapping_add(self.timeout().0.into());
-    }
-
-    /// Records the first seen packet, from the middle of the connection.
-    pub(crate) fn take_up(&mut self, now: u32, direction: Direction, segment: Option<&Segment>) {
-        if let Some(segment) = segment {
-            self.sequences.take_up(direction, segment);
-        }
-        let state = match direction == self.opener() {
-            true => ConnectionState::SynSent,
-            false => ConnectionState::SynReceived,
-        };
-        self.sequences.set_state(state);
-        self.deadline = now.wrapping_add(self.lifetime().0.into());
-    }
-
-    /// Returns true if the connection was taken up, and only one end has sent since.
-    #[cold]
-    pub(crate) fn is_taken_up(&self) -> bool {
-        self.state().is_handshake() && self.sequences.is_marked_as_taken_up(self.opener())
-    }
-
-    /// Returns true if the connection was taken up, and its server refused it.
-    #[cold]
-    pub(super) fn is_refused_take_up(&self) -> bool {
-        self.state() == ConnectionState::Closed
-            && self.sequences.is_marked_as_taken_up(self.opener())
-    }
-
-    /// Returns true if the client is told by a RST when the server has no such connection.
-    pub(super) fn tells_client(&self) -> bool {
-        self.sequences.flags & RESETS != 0
-    }
-
-    /// Records a further segment of an established TCP connection that neither opens nor closes
-    /// anything, like nearly every packet. For other packets, returns false and records nothing.
-    #[inline]
-    pub(crate) fn note_ordinary(
-        &mut self,
-        now: u32,
-        direction: Direction,
-        segment: Option<&Segment>,
-    ) -> bool {
-        match segment {
-            Some(segment)
-                if self.state() == ConnectionState::Established && segment.is_ordinary() =>
-            {
-                self.sequences.note(direction, segment);
-                self.deadline = now.wrapping_add(self.idle.into());
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Returns true if a segment's numbers show that it does not belong to this connection: the
-    /// connection is over, or never sent in its handshake the number that the segment acknowledges.
-    pub(crate) fn is_anothers(&self, direction: Direction, segment: &Segment) -> bool {
-        direction == self.opener()
-            && !segment.flags.opens()
-            && self.sequences.is_anothers(direction, segment)
-    }
-
-    /// Returns true if a segment is the server's answer to a SYN that was not sent in this
-    /// connection, but reached the server another way.
-    pub(super) fn answers_another(&self, direction: Direction, segment: &Segment) -> bool {
-        (self.opener(), direction) == (Direction::Inward, Direction::Outward)
-            && self.sequences.answers_another(Direction::Inward, segment)
-    }
-
-    /// Records a further packet, with its segment if it is TCP. Returns the states before and after
-    /// it.
-    #[inline]
-    pub(crate) fn note(
-        &mut self,
-        now: u32,
-        direction: Direction,
-        segment: Option<&Segment>,
-    ) -> (ConnectionState, ConnectionState) {
-        let before = self.state();
-        let state = match segment {
-            Some(segment) => {
-                let opener = self.opener();
-                next_state(before, &mut self.sequences, opener, direction, segment)
-            }
-            None => self.next_without_handshake(direction),
-        };
-        self.sequences.set_state(state);
-        // An unanswered SYN does not keep the connection alive: otherwise, a client that retries
-        // from this port would keep the connection to a dead server forever.
-        let asks_anew = state == before
-            && state != ConnectionState::SynSent
-            && segment.is_some_and(|segment| segment.flags.opens());
-        if !asks_anew {
-            self.deadline = now.wrapping_add(self.lifetime().0.into());
-        }
-        (before, state)
-    }
-
-    /// Returns the state after a packet of a protocol without states: an answer establishes the
-    /// connection, but only the opener's next packet shows that the answer arrived.
-    #[inline]
-    fn next_without_handshake(&self, direction: Direction) -> ConnectionState {
-        use ConnectionState::{Established, SynReceived, SynSent};
-        let is_openers = direction == self.opener();
-        match self.state() {
-            state if self.sequences.protocol == protocol::TCP => state,
-            SynSent if !is_openers => SynReceived,
-            SynReceived if is_openers => Established,
-            state => state,
-        }
-    }
-
-    /// Returns true if the connection is established without a handshake.
-    pub(super) fn is_established_flow(&self) -> bool {
-        self.sequences.protocol != protocol::TCP && self.state() == ConnectionState::Established
-    }
-
-    /// Reverts an established flow without a handshake to the answered state.
-    #[cold]
-    pub(super) fn hold_back(&mut self) {
-        self.sequences.set_state(ConnectionState::SynReceived);
-    }
-
-    /// Returns the time for which the connection lasts without a packet: the
-    /// [timeout](Self::timeout), or the idle timeout for a connection that was taken up, since an
-    /// end without data to send may be silent for that long.
-    // Not a part of `timeout`, where it would cost a proxy's packets ten instructions.
-    #[inline]
-    pub(crate) fn lifetime(&self) -> Span {
-        match self.state().is_handshake() {
-            true => self.lifetime_of_handshake(),
-            false => self.timeout(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn lifetime_of_handshake(&self) -> Span {
-        match self.is_taken_up() && self.sequences.protocol == protocol::TCP {
-            true => Span(self.idle),
-            false => self.timeout(),
-        }
-    }
-
-    /// Returns the idle timeout in the present state.
-    #[inline]
-    pub(super) fn timeout(&self) -> Span {
-        use ConnectionState::*;
-        match (self.sequences.protocol, self.state()) {
-            (protocol::TCP, SynSent | SynReceived | TimeWait | Closed) => TRANSITORY,
-            (protocol::ICMP | protocol::ICMPV6, _) => ECHO,
-            // Half-closed connections too: the other end may send for as long as it likes.
-            _ => Span(self.idle),
-        }
     }
 }
 

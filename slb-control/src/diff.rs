@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use slb_core::hash::TupleHasher;
 use slb_core::spec::{BackendState, Echo, Protocol, SpecError};
+use slb_core::wire::vxlan::Vni;
 
 use crate::config::{
     Backend, Config, Node, Rule, Vm, direction_name, named, named_ports, zone_changes,
@@ -111,8 +112,15 @@ impl Diff {
             .zip(&old.rules)
             .map(|(place, rule)| (&*rule.name, place))
             .collect();
+        let before_by_port: HashMap<_, usize> = (0..)
+            .zip(&old.rules)
+            .map(|(place, rule)| (port_of(old, rule), place))
+            .collect();
         for (place, rule) in new.rules.iter().enumerate() {
-            let Some(&old_place) = before_by_name.get(&*rule.name) else {
+            // A rule under another name has the flows of the one that had its VIP and port.
+            let of_name = before_by_name.get(&*rule.name);
+            let of_port = || before_by_port.get(&port_of(new, rule));
+            let Some(&old_place) = of_name.or_else(of_port) else {
                 continue;
             };
             let takes_flows = |id| {
@@ -405,6 +413,15 @@ impl fmt::Display for Diff {
             more => writeln!(f, "  and {more} more"),
         }
     }
+}
+
+/// Returns the VIP and port of a rule, with the VNI of the VIP's network.
+fn port_of(config: &Config, rule: &Rule) -> (Option<Vni>, Option<IpAddr>, Protocol, u16) {
+    let frontend = config.frontends.get(rule.frontend);
+    let network = frontend.and_then(|frontend| config.network_of_frontend(frontend));
+    let vni = network.map(|network| network.vni);
+    let address = frontend.map(|frontend| frontend.address);
+    (vni, address, rule.protocol, rule.frontend_port)
 }
 
 /// Returns the reason why a new configuration rehashes a rule's table, if it does.

@@ -261,3 +261,22 @@ fn rates_change_while_running_and_table_sizes_do_not() {
         assert_eq!(with(line), (vec![], vec![field]), "{line}");
     }
 }
+
+#[test]
+fn a_rule_that_takes_anothers_port_is_told_with_its_flows() {
+    let renamed = host().replace("[[rule]]\nname = \"http\"\n", "[[rule]]\nname = \"web\"\n");
+    // Its name alone moves nothing.
+    let rules = diff(&host(), &renamed).rules;
+    let shares: Vec<_> = rules
+        .iter()
+        .map(|rule| (&*rule.rule, rule.changed))
+        .collect();
+    assert_eq!(shares, [("web", 0.0)]);
+    let fewer = renamed.replace(VM2, "");
+    assert_ne!(renamed, fewer);
+    let rule = &diff(&host(), &fewer).rules[0];
+    assert!((rule.ended - 0.5).abs() < 0.01, "{}", rule.ended);
+    // A rule of another port has no flows that could move.
+    let other = renamed.replace("frontend_port = 80\n", "frontend_port = 81\n");
+    assert!(diff(&host(), &other).rules.is_empty());
+}

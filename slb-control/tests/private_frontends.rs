@@ -181,6 +181,68 @@ fn a_frontend_of_another_network_is_told_with_its_connections() {
     assert!(lines.is_empty(), "{lines:?}");
 }
 
+/// Returns the configuration with other fields of the frontend and of what refers to it.
+fn with_frontend(old: &str, name: &str, to: &str, fields: &str) -> String {
+    let at = old
+        .find(&format!("[[frontend]]\nname = \"{name}\"\n"))
+        .unwrap();
+    let end = at + old[at + 1..].find("[[").unwrap() + 1;
+    let rest = old[end..].replace(
+        &format!("frontend = \"{name}\""),
+        &format!("frontend = \"{to}\""),
+    );
+    format!(
+        "{}[[frontend]]\nname = \"{to}\"\n{fields}{rest}",
+        &old[..at]
+    )
+}
+
+#[test]
+fn a_vip_that_gets_another_frontend_is_told_too() {
+    let all = text("host");
+    let private = with_frontend(
+        &all,
+        "red",
+        "red",
+        "address = \"10.1.0.101\"\nnetwork = \"red\"\n",
+    );
+    let public = with_frontend(&private, "red", "open", "address = \"10.1.0.101\"\n");
+    let (lines, _) = reach(&private, &public);
+    let expected = "frontend \"open\" in place of \"red\" at 10.1.0.101: for vms of network \"red\" before, now \
+                    public; connections of vms of \"red\" pass a mux from then on";
+    assert_eq!(lines, [expected]);
+    let (lines, _) = reach(&public, &private);
+    let expected = "frontend \"red\" in place of \"open\" at 10.1.0.101: public before, now for vms of network \
+                    \"red\" only; connections from elsewhere end, and those of vms that call from SNAT ports";
+    assert_eq!(lines, [expected]);
+    // The name stays with another address, and another frontend gets the VIP.
+    let moved = with_frontend(&private, "red", "red", "address = \"20.20.20.101\"\n")
+        + "[[frontend]]\nname = \"open\"\naddress = \"10.1.0.101\"\n";
+    let (lines, _) = reach(&private, &moved);
+    let expected = [
+        "frontend \"red\": for vms of network \"red\" before, now public; its address changes too, so all \
+         connections end",
+        "frontend \"open\" in place of \"red\" at 10.1.0.101: for vms of network \"red\" before, now public; \
+         connections of vms of \"red\" pass a mux from then on",
+    ];
+    assert_eq!(lines, expected);
+    // Another name alone changes nothing for clients, nor does a VIP that another network has as well.
+    let renamed = with_frontend(
+        &private,
+        "red",
+        "rose",
+        "address = \"10.1.0.101\"\nnetwork = \"red\"\n",
+    );
+    assert!(reach(&private, &renamed).0.is_empty());
+    let renamed = with_frontend(
+        &all,
+        "red",
+        "rose",
+        "address = \"10.1.0.100\"\nnetwork = \"red\"\n",
+    );
+    assert!(reach(&all, &renamed).0.is_empty());
+}
+
 #[test]
 fn another_role_is_told_what_it_cannot_have_by_name_and_line() {
     let config = read(&text("host"));

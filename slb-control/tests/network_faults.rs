@@ -340,3 +340,48 @@ fn sixteen_thousand_networks_are_checked_and_their_faults_told() {
         );
     }
 }
+
+/// A proxy's file with `network` is told what is the matter with it, not that the field is unknown.
+#[test]
+fn networks_in_a_proxys_file_are_said_to_be_the_hosts() {
+    let text = r#"
+[node]
+role = "proxy"
+
+[[port]]
+name = "clients"
+type = "frontend"
+
+[[port]]
+name = "servers"
+type = "backend"
+
+[[frontend]]
+name = "web"
+address = "20.20.20.100"
+network = "blue"
+
+[[pool]]
+name = "servers"
+network = "blue"
+backends = [{ name = "vm1", address = "10.1.0.11" }]
+
+[[rule]]
+name = "http"
+frontend = "web"
+pool = "servers"
+protocol = "tcp"
+frontend_port = 80
+"#;
+    let told = Config::parse("p.toml", text).unwrap_err().to_string();
+    let why = "networks are the hosts': expected no field \"network\" for role \"proxy\", which serves public \
+               addresses only";
+    assert_eq!(
+        told.trim_end(),
+        format!(
+            "p.toml:16: frontend \"web\": network: {why}\np.toml:20: pool \"servers\": network: {why}"
+        )
+    );
+    let public = text.replace("network = \"blue\"\n", "");
+    assert!(Config::parse("p.toml", &public).is_ok());
+}

@@ -196,3 +196,15 @@ pub(super) fn vni_of_pool(
 fn values<T>(all: Vec<(T, Span)>) -> Vec<T> {
     all.into_iter().map(|(value, _)| value).collect()
 }
+
+/// Reports `network` in a section of a proxy's configuration, which has no networks.
+pub(super) fn refuse_in_proxy(section: &Section<'_>) {
+    if !section.has("network") {
+        return;
+    }
+    if let Some((_, span)) = section.name("network") {
+        let message = "networks are the hosts': expected no field \"network\" for role \"proxy\", which serves \
+                       public addresses only";
+        section.fault(&span, "network", message);
+    }
+}

@@ -167,11 +167,13 @@ fn read_all<'d, T>(
     all.into_iter().collect()
 }
 
-fn read_frontend(section: Section<'_>, is_proxy: bool, networks: &Names) -> Option<Frontend> {
+fn read_frontend(section: Section<'_>, is_proxy: bool, names: &Names) -> Option<Frontend> {
     let name = section.name("name");
     let address = addresses::required(&section, "address", Kind::Host);
-    let network =
-        (!is_proxy && section.has("network")).then(|| refer(&section, "network", networks));
+    if is_proxy {
+        networks::refuse_in_proxy(&section);
+    }
+    let network = (!is_proxy && section.has("network")).then(|| refer(&section, "network", names));
     let icmp_echo = section.choice(
         "icmp_echo",
         &[

@@ -21,14 +21,15 @@ pub(super) fn read_pool(
     section: Section<'_>,
     is_proxy: bool,
     names: &AllNames,
-    networks: &[Option<u32>],
+    vnis: &[Option<u32>],
 ) -> Option<Pool> {
     let name = section.name("name");
     let vni = if is_proxy {
+        networks::refuse_in_proxy(&section);
         let vni = section.integer("vni", 0..=Vni::MAX.get().into(), 0); // nothing is encapsulated
         vni.and_then(|(vni, _)| Vni::new(vni as u32))
     } else {
-        networks::vni_of_pool(&section, &names.networks, networks)
+        networks::vni_of_pool(&section, &names.networks, vnis)
     };
     let sizes = 3..=maglev::MAX_SIZE.into();
     let size = section.integer("table_size", sizes, maglev::DEFAULT_SIZE.into());

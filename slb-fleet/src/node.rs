@@ -217,6 +217,7 @@ impl Node {
     pub fn acknowledge(&self, release: &Release) {
         let mut state = self.shared.state();
         state.report.live = release.generation;
+        state.report.index = Some(release.index.clone());
         state.report.refused = None;
         state.report.left = None;
         state.live = Some(release.clone());
@@ -224,8 +225,11 @@ impl Node {
 
     /// Reports why a generation cannot be installed.
     pub fn refuse(&self, release: &Release, why: String) {
-        let generation = release.generation;
-        self.shared.state().report.refused = Some(Refusal { generation, why });
+        self.shared.state().report.refused = Some(Refusal {
+            generation: release.generation,
+            index: Some(release.index.clone()),
+            why,
+        });
     }
 
     /// Reports the number of connections left on leaving backends of the installed generation;
@@ -457,6 +461,7 @@ impl Follower {
                 let mut state = self.shared.state();
                 state.report.refused = Some(Refusal {
                     generation: release.generation,
+                    index: Some(release.index.clone()),
                     why: error.to_string(),
                 });
                 self.held = Some(release.clone());

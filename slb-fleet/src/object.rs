@@ -23,7 +23,7 @@ use ring::digest::{SHA256, digest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::rollout::{Refusal, Rollout};
+use crate::rollout::{Refusal, Release, Rollout};
 
 /// The version of the objects that this program writes, and the latest version that it reads.
 pub const SCHEMA: u32 = 1;
@@ -335,10 +335,20 @@ pub struct Report {
     pub held: u64,
     /// The generation that packets are served by.
     pub live: u64,
+    /// The index of that generation, since after the loss of a store its number may come again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Digest>,
     /// The generation that it refused last, and why.
     pub refused: Option<Refusal>,
     /// Connections on leaving backends of the live generation; `None` if unknown.
     pub left: Option<u64>,
+}
+
+impl Report {
+    /// Returns true if the node serves a release.
+    pub fn serves(&self, release: &Release) -> bool {
+        release.is_served(self.live, self.index.as_ref())
+    }
 }
 
 /// The results of a node's probes.

@@ -29,6 +29,20 @@ pub struct Release {
     pub index: Digest,
 }
 
+impl Release {
+    /// Returns true if a node serves this release that reports a generation and its index. Programs that do not report
+    /// the index are believed the number.
+    ///
+    /// Generations are numbered from 1 again after the store was emptied, and repeat numbers after it was restored from
+    /// a backup. A number alone would then be taken for a release that the node has never seen.
+    pub fn is_served(&self, generation: u64, index: Option<&Digest>) -> bool {
+        match index {
+            Some(index) => generation == self.generation && *index == self.index,
+            None => generation >= self.generation,
+        }
+    }
+}
+
 /// The stage of a rollout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,8 +89,19 @@ impl Stage {
 pub struct Refusal {
     /// The generation.
     pub generation: u64,
+    /// The index of the generation; `None` from programs that do not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Digest>,
     /// The fault.
     pub why: String,
+}
+
+impl Refusal {
+    /// Returns true if the refused generation is this release.
+    pub fn is_of(&self, release: &Release) -> bool {
+        let is_index = self.index.as_ref().is_none_or(|own| *own == release.index);
+        self.generation == release.generation && is_index
+    }
 }
 
 /// The role of a node in rollouts.
@@ -107,10 +132,19 @@ pub struct Member {
     pub name: String,
     /// The generation that the node serves.
     pub live: u64,
+    /// The index of that generation; `None` from programs that do not report it.
+    pub index: Option<Digest>,
     /// The last generation that the node refused.
     pub refused: Option<Refusal>,
     /// Connections on leaving backends of the live generation; `None` if unknown.
     pub left: Option<u64>,
+}
+
+impl Member {
+    /// Returns true if the node serves a release.
+    pub fn serves(&self, release: &Release) -> bool {
+        release.is_served(self.live, self.index.as_ref())
+    }
 }
 
 /// The steps of a change.
@@ -236,11 +270,12 @@ impl Machine {
                 return true;
             }
         };
-        let wanted = self.record.of(side).map_or(0, |release| release.generation);
+        let wanted = self.record.of(side);
+        let serves = |member: &Member| wanted.is_none_or(|release| member.serves(release));
         let mut own = members.iter().filter(|member| member.side == side);
         let refuses = |member: &&Member| {
-            let refused = member.refused.as_ref();
-            member.live < wanted && refused.is_some_and(|own| own.generation == wanted)
+            let refused = member.refused.as_ref().zip(wanted);
+            !serves(member) && refused.is_some_and(|(own, release)| own.is_of(release))
         };
         if let Some(member) = own.clone().find(refuses) {
             let why = member.refused.as_ref().map(|own| own.why.clone());
@@ -251,7 +286,7 @@ impl Machine {
             self.enter(stopped, now);
             return true;
         }
-        if !own.all(|member| member.live >= wanted) && passed < PATIENCE {
+        if !own.all(serves) && passed < PATIENCE {
             return false;
         }
         let next = match self.record.stage {
@@ -275,9 +310,11 @@ impl Machine {
 
     /// Returns true if all present hosts report that no connections are left.
     fn is_drained(&self, members: &[Member]) -> bool {
-        let wanted = self.record.generation;
+        let Some(wanted) = &self.record.hosts else {
+            return false;
+        };
         let mut hosts = members.iter().filter(|member| member.side == Side::Host);
-        hosts.all(|host| host.live >= wanted && host.left == Some(0))
+        hosts.all(|host| host.serves(wanted) && host.left == Some(0))
     }
 
     fn enter(&mut self, stage: Stage, now: Duration) {

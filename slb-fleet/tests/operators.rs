@@ -15,7 +15,7 @@ use common::{
 use slb_fleet::document::Spec;
 use slb_fleet::fetch::change;
 use slb_fleet::node::AUTONOMY;
-use slb_fleet::object::{Agents, Forget, Health, Keys, Object as _, ObjectError, Report};
+use slb_fleet::object::{Agents, Digest, Forget, Health, Keys, Object as _, ObjectError, Report};
 use slb_fleet::rollout::{Side, Stage};
 use slb_fleet::store::{
     Condition, Entry, Lease, Listing, MemoryStore, Operation, Revision, Store, StoreError, Watch,
@@ -271,4 +271,77 @@ fn a_node_that_may_write_nothing_follows_and_goes_by_its_own_probes() {
     apply(&store, &spec(&[1]));
     all_serve(&nodes, &["vm1"]);
     wait_until("it follows on", || node.serving() == ["vm1"]);
+}
+
+/// The report of a node of an earlier life of the store, where generations had greater numbers. It has not heard of the
+/// new one, as a node that hangs.
+fn report_of_earlier_life(generation: u64) -> Vec<u8> {
+    let report = serde_json::json!({
+        "schema": 1,
+        "addresses": ["172.16.0.104"],
+        "version": "0.1.0",
+        "held": generation,
+        "live": generation,
+        "index": Digest::of(b"a spec of then"),
+        "refused": null,
+        "left": 0,
+    });
+    serde_json::to_vec(&report).unwrap()
+}
+
+#[test]
+fn a_report_from_before_the_store_was_emptied_is_not_taken_for_the_new_generation() {
+    for generation in [1, 7] {
+        let store = MemoryStore::default();
+        let keys = Keys::new(CLUSTER);
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let key = keys.of_node("node", "host", "host4");
+        put(&store, key.clone(), report_of_earlier_life(generation));
+        let _controller = Controller::start(Arc::clone(&shared), "one");
+        let nodes = [
+            Running::start(Arc::clone(&shared), Side::Host, 1, None),
+            Running::start(Arc::clone(&shared), Side::Mux, 1, None),
+        ];
+        apply(&store, &spec(&[1]));
+        wait_until("it begins", || stage(&store) == Stage::Hosts);
+        // Muxes wait for the host, though its number is no smaller.
+        sleep(Duration::from_secs(2));
+        assert_eq!(stage(&store), Stage::Hosts, "{generation}");
+        assert!(nodes[1].serving().is_empty());
+        // It is gone, or gets the change.
+        store.commit(&[], &[Operation::Delete(key)]).unwrap();
+        all_serve(&nodes, &["vm1"]);
+    }
+}
+
+#[test]
+fn a_refusal_counts_after_the_store_was_emptied() {
+    let store = MemoryStore::default();
+    let (controller, mut nodes) = fleet(&store);
+    for backends in [&[1, 2][..], &[1, 2, 3], &[1]] {
+        apply(&store, &spec(backends));
+        let names: Vec<String> = backends.iter().map(|n| format!("vm{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        all_serve(&nodes, &names);
+        wait_until("it is live", || stage(&store) == Stage::Live);
+    }
+    // All is lost but what the nodes report again.
+    drop(controller);
+    let keys = Keys::new(CLUSTER);
+    let all = store.list(keys.all()).unwrap();
+    for entry in all.entries {
+        let rest = entry.key.strip_prefix(keys.all()).unwrap();
+        if !rest.starts_with("node/") && !rest.starts_with("health/") {
+            store.commit(&[], &[Operation::Delete(entry.key)]).unwrap();
+        }
+    }
+    *nodes[0].refuses.lock().unwrap() = Some("servers".to_owned());
+    let shared: Arc<dyn Store> = Arc::new(store.clone());
+    let _controller = Controller::start(shared, "two");
+    apply(&store, &spec(&[2, 3]));
+    wait_until("the refusal stops it", || {
+        matches!(stage(&store), Stage::Stopped { .. })
+    });
+    let mux = nodes.pop().unwrap();
+    assert_eq!(mux.serving(), ["vm1"]);
 }

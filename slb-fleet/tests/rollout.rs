@@ -111,6 +111,7 @@ impl Fleet {
                     side: node.side,
                     name: node.name.clone(),
                     live: node.live.as_ref().map_or(0, |live| live.generation),
+                    index: node.live.as_ref().map(|live| live.index.clone()),
                     refused: node.refused.clone(),
                     left: Some(left.flatten().sum()),
                 }
@@ -143,7 +144,11 @@ impl Fleet {
         let generation = release.generation;
         if node.side == Side::Host && new.there.contains(&POISON) {
             let why = "poison".to_owned();
-            self.nodes[place].refused = Some(Refusal { generation, why });
+            self.nodes[place].refused = Some(Refusal {
+                generation,
+                index: Some(release.index),
+                why,
+            });
             return;
         }
         assert!(

@@ -65,8 +65,10 @@ fn fields_of_a_later_release_are_left_alone() {
     reads_a_later_one(&Forget::default());
     reads_a_later_one(&Report {
         live: 7,
+        index: Some(digest.clone()),
         refused: Some(Refusal {
             generation: 8,
+            index: Some(digest.clone()),
             why: "it is unwanted".to_owned(),
         }),
         left: Some(3),

@@ -170,6 +170,7 @@ impl Office {
                     side: Side::Host,
                     name: name.clone(),
                     live: 0,
+                    index: None,
                     refused: None,
                     left: None,
                 });
@@ -185,6 +186,7 @@ impl Office {
                 side,
                 name,
                 live: report.live,
+                index: report.index,
                 refused: report.refused,
                 left: report.left,
             })

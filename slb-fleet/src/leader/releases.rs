@@ -58,8 +58,8 @@ impl Office {
             return false;
         }
         let refuses = |member: &Member| {
-            let refused = member.refused.as_ref();
-            refused.is_some_and(|own| own.generation == record.generation)
+            let refused = member.refused.as_ref().zip(record.of(member.side));
+            refused.is_some_and(|(own, release)| own.is_of(release))
         };
         !self.present_members(keys).iter().any(refuses)
     }

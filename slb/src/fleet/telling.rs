@@ -251,11 +251,10 @@ fn state_of(node: &NodeView, view: &FleetView) -> &'static str {
         Reported::Gone => return "gone",
     };
     let wanted = view.rollout.of(node.side);
-    let wanted = wanted.map_or(0, |release| release.generation);
-    let refused = report.refused.as_ref();
-    match report.live >= wanted {
+    let refused = report.refused.as_ref().zip(wanted);
+    match wanted.is_none_or(|release| report.serves(release)) {
         true => "live",
-        false if refused.is_some_and(|refused| refused.generation == wanted) => "refusing",
+        false if refused.is_some_and(|(refused, release)| refused.is_of(release)) => "refusing",
         false => "behind",
     }
 }
@@ -360,6 +359,7 @@ mod tests {
     fn node(side: Side, name: &str, live: u64, refused: Option<u64>) -> NodeView {
         let refused = refused.map(|generation| Refusal {
             generation,
+            index: None,
             why: "two vms have one MAC address".to_owned(),
         });
         NodeView {

@@ -179,7 +179,7 @@ fn wait(
         if rollout.target.as_ref() == Some(index) {
             match &rollout.stage {
                 Stage::Live => {
-                    behind = behind_of(store, keys, rollout.generation)?;
+                    behind = behind_of(store, keys, &rollout)?;
                     if behind.is_empty() {
                         say_line!("live: generation {}", rollout.generation)?;
                         return Ok(());
@@ -211,14 +211,18 @@ fn wait(
 }
 
 /// Lists the nodes that serve packets by an earlier generation.
-fn behind_of(store: &dyn Store, keys: &Keys, generation: u64) -> Result<Vec<String>, Failure> {
+fn behind_of(store: &dyn Store, keys: &Keys, rollout: &Rollout) -> Result<Vec<String>, Failure> {
     let mut behind = Vec::new();
     for side in [Side::Host, Side::Mux] {
         let prefix = keys.key(&format!("node/{}/", side.name()));
         for entry in store.list(&prefix).map_err(Failure::failed)?.entries {
             let name = entry.key.strip_prefix(&prefix).unwrap_or(&entry.key);
             let report = Report::read(&entry.key, &entry.value);
-            if !report.is_ok_and(|report| report.live >= generation) {
+            let serves = |report: &Report| {
+                let release = rollout.of(side);
+                release.is_none_or(|release| report.serves(release))
+            };
+            if !report.is_ok_and(|report| serves(&report)) {
                 behind.push(format!("{} {}", side.name(), plain(name)));
             }
         }

@@ -92,6 +92,8 @@ mod spoofed;
 #[cfg(feature = "live")]
 mod stacks;
 #[cfg(feature = "live")]
+mod storms;
+#[cfg(feature = "live")]
 mod systemd;
 #[cfg(feature = "live")]
 mod tun_follows;

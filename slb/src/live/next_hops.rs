@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::device::Plan;
 use super::narrowest::Narrowest;
+use super::storm::Storm;
 use crate::Failure;
 
 /// An address that only a default route covers: one for documentation (RFC 5737, RFC 3849).
@@ -303,20 +304,24 @@ pub(super) struct Unreached {
     lost: BTreeMap<IpAddr, (Reach, Instant, bool)>,
     /// The number of a proxy's backends that keep the link headers of their clients.
     across: usize,
+    /// Lines about addresses that are lost.
+    lost_lines: Lines,
+    /// Lines about addresses that are reached again.
+    found_lines: Lines,
 }
 
 impl Unreached {
     /// Records how addresses are reached, and logs by name those that are lost or reached again.
     /// Returns true if that differs from before.
     pub(super) fn note(&mut self, given: &Config, found: &Found) -> bool {
-        let mut is_another = false;
-        let mut lines = Lines::default();
+        let (mut is_another, now) = (false, Instant::now());
+        let lines = &mut self.found_lines;
         self.lost.retain(|address, (_, _, is_said)| {
             let is_lost = found.get(address).is_some_and(|reach| !reach.is_known());
             if !is_lost && *is_said {
                 is_another = true;
                 // One that the configuration no longer names needs no line.
-                if found.contains_key(address) && lines.have_room() {
+                if found.contains_key(address) && lines.have_room(now) {
                     let of = names(given, *address);
                     let to = destination_name(*address);
                     info!(of, to, event = "reachable", "{of}: {to} is reachable again");
@@ -324,10 +329,7 @@ impl Unreached {
             }
             is_lost
         });
-        if lines.left_out > 0 {
-            info!("{} more addresses are reachable again", lines.left_out);
-        }
-        let mut lines = Lines::default();
+        let lines = &mut self.lost_lines;
         for (&address, &reach) in found.iter().filter(|(_, reach)| !reach.is_known()) {
             let (known, since, is_said) =
                 self.lost
@@ -343,7 +345,7 @@ impl Unreached {
             }
             *is_said = true;
             is_another = true;
-            if !lines.have_room() {
+            if !lines.have_room(now) {
                 continue;
             }
             let (of, to) = (names(given, address), destination_name(address));
@@ -366,13 +368,23 @@ impl Unreached {
                 "{of}: {why}, packets are lost"
             );
         }
-        if lines.left_out > 0 {
+        self.say_rest(now);
+        is_another
+    }
+
+    /// Logs the numbers of addresses that have had no line of their own, if such a line is due.
+    pub(super) fn say_rest(&mut self, now: Instant) {
+        if let Some(count) = self.found_lines.rest(now) {
+            info!("{count} more addresses are reachable again");
+        }
+        if let Some(count) = self.lost_lines.rest(now) {
+            let lost = self.lost.values().filter(|(_, _, is_said)| *is_said);
             warn!(
-                "{} more addresses are unreachable, packets are lost: slb status names their backends",
-                lines.left_out
+                "{count} more addresses became unreachable, packets are lost; {} are now: slb status names their \
+                 backends",
+                lost.count()
             );
         }
-        is_another
     }
 
     /// Says which of a proxy's backends have no next hop of their own, once for each number of them.
@@ -419,24 +431,41 @@ impl Unreached {
     }
 }
 
-/// The lines of one kind that are logged at once: a fabric that is cut has every host unreached.
-#[derive(Debug, Default)]
+/// The pace of lines about single addresses of one kind: a fabric that is cut has every host unreached, and one
+/// that flaps has it again and again.
+#[derive(Debug)]
 struct Lines {
-    said: usize,
-    left_out: usize,
+    /// Lines about an address each.
+    single: Storm,
+    /// Lines about the number of the others.
+    rest: Storm,
 }
 
-impl Lines {
-    const MOST: usize = 20;
+impl Default for Lines {
+    fn default() -> Self {
+        Self {
+            single: Storm::of(MOST_SINGLE),
+            rest: Storm::default(),
+        }
+    }
+}
 
-    /// Returns true if one more line may be logged.
-    fn have_room(&mut self) -> bool {
-        let has_room = self.said < Self::MOST;
-        match has_room {
-            true => self.said += 1,
-            false => self.left_out += 1,
+/// The number of lines about single addresses that may follow each other at once.
+const MOST_SINGLE: u32 = 20;
+
+impl Lines {
+    /// Returns true if one more line about an address may be logged. Otherwise it is counted.
+    fn have_room(&mut self, now: Instant) -> bool {
+        let has_room = self.single.allows(now);
+        if !has_room {
+            self.rest.add(1);
         }
         has_room
+    }
+
+    /// Returns the number of addresses that have had no line, if a line about them is due.
+    fn rest(&mut self, now: Instant) -> Option<usize> {
+        self.rest.due(now)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The number of lines that may follow each other at once.
+/// The usual number of lines that may follow each other at once.
 const AT_ONCE: u32 = 3;
 /// The time after which one more line may be logged.
 const PACE: Duration = Duration::from_secs(10);
@@ -10,6 +10,8 @@ const PACE: Duration = Duration::from_secs(10);
 /// The pace of lines about one kind of change.
 #[derive(Debug)]
 pub(super) struct Storm {
+    /// The number of lines that may follow each other at once.
+    most: u32,
     /// The number of lines that may be logged now.
     allowed: u32,
     /// The time since which `allowed` has been counted up.
@@ -20,15 +22,31 @@ pub(super) struct Storm {
 
 impl Default for Storm {
     fn default() -> Self {
-        Self {
-            allowed: AT_ONCE,
-            since: Instant::now(),
-            unsaid: 0,
-        }
+        Self::of(AT_ONCE)
     }
 }
 
 impl Storm {
+    /// Makes the pace of lines of which `most` may follow each other at once.
+    pub(super) fn of(most: u32) -> Self {
+        Self {
+            most,
+            allowed: most,
+            since: Instant::now(),
+            unsaid: 0,
+        }
+    }
+
+    /// Returns true if a line may be logged, which counts as logged then.
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
+        self.note(now).is_some()
+    }
+
+    /// Records changes that a later line reports.
+    pub(super) fn add(&mut self, changes: usize) {
+        self.unsaid += changes;
+    }
+
     /// Records a change. Returns the number of changes to report, if a line is due.
     pub(super) fn note(&mut self, now: Instant) -> Option<usize> {
         self.unsaid += 1;
@@ -37,14 +55,14 @@ impl Storm {
 
     /// Returns the number of changes to report, if there are any and a line is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<usize> {
-        while self.allowed < AT_ONCE && now.saturating_duration_since(self.since) >= PACE {
+        while self.allowed < self.most && now.saturating_duration_since(self.since) >= PACE {
             self.allowed += 1;
             self.since += PACE;
         }
         if self.unsaid == 0 || self.allowed == 0 {
             return None;
         }
-        if self.allowed == AT_ONCE {
+        if self.allowed == self.most {
             self.since = now;
         }
         self.allowed -= 1;

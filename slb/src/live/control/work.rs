@@ -174,7 +174,9 @@ impl Control<'_> {
 
     /// Continues the work in background threads, and installs finished snapshots.
     pub(super) fn work_on(&mut self, shared: &Shared) {
-        let changes = self.work.storm.due(Instant::now());
+        let now = Instant::now();
+        self.unreached.say_rest(now);
+        let changes = self.work.storm.due(now);
         self.say_next_hops(changes);
         if let Some((given, job)) = self.work.loaded.take() {
             match job.result().map(Option::transpose) {

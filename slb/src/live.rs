@@ -329,6 +329,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         fleet,
         work: Work::default(),
         to_reopen: BTreeSet::new(),
+        closed: BTreeMap::new(),
         first_round: Some(Instant::now() + longest + FIRST_ROUND),
         stalled: BTreeMap::new(),
         complained: None,

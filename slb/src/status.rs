@@ -136,6 +136,20 @@ fn table(now: &Value, before: Option<&Value>) -> String {
         number(now, "/uptime"),
         number(now, "/generation"),
     );
+    let trouble = now.get("trouble").and_then(Value::as_array);
+    for why in trouble.into_iter().flatten().filter_map(Value::as_str) {
+        let _ = writeln!(out, "not ready: {}", plain(why));
+    }
+    if let Some(late) = now.get("late_probes").filter(|late| late.is_object()) {
+        let _ = writeln!(
+            out,
+            "{} of {} probes are late, by up to {:.1} s, and the health of their backends is old: {}",
+            number(late, "/targets"),
+            number(late, "/of"),
+            number(late, "/seconds"),
+            plain(text(late, "/why")),
+        );
+    }
     let _ = writeln!(
         out,
         "\n{:<28} {:>12} {:>10} {:>12}",

@@ -323,11 +323,39 @@ fn a_device_that_cannot_be_opened_is_one_line() {
                 fcntl.ioctl(f, 0x400454ca, struct.pack(\"16sH22s\", b\"slb0\", 0x1001, b\"\"))\n\
                 print(\"held\", flush=True)\ntime.sleep(60)\n";
     fs::write(world.path("hold.py"), hold).unwrap();
-    let _holder = world.start("m", &format!("python3 {}", world.path("hold.py").display()));
+    let holder = world.start("m", &format!("python3 {}", world.path("hold.py").display()));
     wait_until(&world, "it is said", || {
         log(&world).contains("cannot be opened, will retry")
     });
+    // Whoever asks learns why, and what to do, not just that the link is down.
+    let why = "slb0 cannot be opened: another process has it open: stop that process \
+               (grep -lw slb0 /proc/[0-9]*/fdinfo/* names it)";
+    wait_until(&world, "readyz says why", || ready(&world).contains(why));
+    assert!(!ready(&world).contains("slb0 is down"), "{}", ready(&world));
+    let status = |how: &str| {
+        let (slb, socket) = (env!("CARGO_BIN_EXE_slb"), world.path("m.sock"));
+        world.on(
+            "m",
+            &format!("{slb} status {how} --socket {}", socket.display()),
+        )
+    };
+    assert!(status("--format json").contains("another process has it open"));
+    let table = status("--once");
+    assert!(table.contains(&format!("not ready: {why}")), "{table}");
+    // Other processes come and go meanwhile, at which grep fails.
+    let grep = "sh -c 'grep -lw slb0 /proc/[0-9]*/fdinfo/*'";
+    let found = world.command("m", grep).output().unwrap().stdout;
+    let found = String::from_utf8_lossy(&found);
+    let by = format!("/proc/{}/fdinfo/", holder.0.id());
+    assert!(found.contains(&by), "{by}: {found}");
     sleep(Duration::from_secs(6));
     let lines = log(&world).matches("will retry").count();
     assert_eq!(lines, 1, "{}", log(&world));
+    drop(holder);
+    wait_until(&world, "it is opened once it is free", || {
+        log(&world).contains("opened again")
+    });
+    wait_until(&world, "the reason is over", || {
+        !ready(&world).contains("cannot be opened")
+    });
 }

@@ -123,6 +123,8 @@ pub(super) struct Control<'o> {
     pub(super) work: Work,
     /// Devices to be reopened or closed.
     pub(super) to_reopen: BTreeSet<usize>,
+    /// The reasons why devices could not be opened, by index.
+    pub(super) closed: BTreeMap<usize, String>,
     /// The deadline of the first answers to probes; `None` once they are there.
     pub(super) first_round: Option<Instant>,
     /// The stalled workers, by index, and the time since which they are stalled.

@@ -69,6 +69,7 @@ impl Control<'_> {
         if places.is_empty() {
             return;
         }
+        self.closed.retain(|place, _| !places.contains(place));
         let mut touched = BTreeSet::new();
         for (worker, slots) in self.workers.iter_mut().zip(&self.slots) {
             if !slots.iter().any(|(place, _)| places.contains(place)) {
@@ -89,6 +90,10 @@ impl Control<'_> {
                         error!(device, "cannot be opened, will retry: {failure}");
                     }
                     self.to_reopen.extend(&places);
+                    let own = slots.iter().map(|&(place, _)| place);
+                    let own = own.filter(|place| places.contains(place));
+                    self.closed
+                        .extend(own.map(|place| (place, failure.to_string())));
                 }
             }
         }
@@ -117,6 +122,7 @@ impl Control<'_> {
                     error!(device, "no packets are received, will retry: {failure}");
                 }
                 self.to_reopen.insert(place);
+                self.closed.insert(place, failure.to_string());
             }
         }
     }

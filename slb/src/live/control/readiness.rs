@@ -22,13 +22,7 @@ impl Control<'_> {
     /// Records the reasons why packets do not arrive; the node is then not ready, and announces
     /// nothing.
     pub(super) fn look_at_trouble(&mut self, shared: &Shared) {
-        let mut trouble = self.plan.troubles();
-        let closed = self.to_reopen.iter().map(|&place| self.plan.name(place));
-        for name in closed {
-            if !trouble.iter().any(|known| known.starts_with(name)) {
-                trouble.push(format!("{name} cannot be opened"));
-            }
-        }
+        let mut trouble = self.plan.troubles(&self.closed);
         let underlays = underlay::look(&self.plan, &self.given, self.options.announce.as_deref());
         trouble.extend(underlays.troubles);
         trouble.extend(self.announcer.as_ref().and_then(Announcer::trouble));

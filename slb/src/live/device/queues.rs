@@ -1,5 +1,6 @@
 //! The queues of devices: which worker has which, and what opens them.
 
+use std::io::ErrorKind;
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use slb_control::Role;
 use slb_core::PortId;
 use slb_io_afxdp::{InterfaceError, Link, Queue, bring_up};
-use slb_io_tun::{Device, Layer};
+use slb_io_tun::{Device, Layer, OpenError};
 use tracing::warn;
 
 use super::{Card, Plan, TunName};
@@ -68,6 +69,38 @@ impl TunKey {
     }
 }
 
+impl TunKey {
+    /// Returns the reason why the device cannot be opened, and what to do.
+    fn refused(&self, error: &OpenError) -> String {
+        let name = &self.name;
+        let kind = match error {
+            OpenError::Attach(error) => Some(error.kind()),
+            _ => None,
+        };
+        let why = match kind {
+            Some(ErrorKind::ResourceBusy) => format!(
+                "another process has it open: stop that process (grep -lw {name} /proc/[0-9]*/fdinfo/* names it)"
+            ),
+            Some(ErrorKind::InvalidInput) => {
+                let layer = match self.layer {
+                    Layer::Ip => "TUN",
+                    Layer::Ethernet => "TAP",
+                };
+                let queues = match self.has_several {
+                    true => "several queues (multi_queue)",
+                    false => "one queue",
+                };
+                format!(
+                    "it is of another kind: expected a {layer} device with {queues} (see ip -d link show {name}; \
+                     after ip link del {name} it is made anew)"
+                )
+            }
+            _ => format!("{error}{}", rights::hint()),
+        };
+        format!("device {name:?}: {why}")
+    }
+}
+
 impl TunQueue {
     pub(in crate::live) fn key(&self) -> TunKey {
         self.key.clone()
@@ -77,9 +110,7 @@ impl TunQueue {
         let key = &self.key;
         let is_new = matches!(Link::find(&key.name), Err(InterfaceError::Unknown(_)));
         let device = Device::open(&key.name, key.layer, key.has_several);
-        let device = device.map_err(|error| {
-            Failure::failed(format!("device {:?}: {error}{}", key.name, rights::hint()))
-        })?;
+        let device = device.map_err(|error| Failure::failed(key.refused(&error)))?;
         if is_new && let Err(error) = bring_up(&key.name) {
             warn!("device {:?} stays down: {error}", key.name);
         }

@@ -1,5 +1,7 @@
 //! Changes of devices, as the kernel reports them.
 
+use std::collections::BTreeMap;
+
 use slb_io_afxdp::{Interface, InterfaceError, LARGE_CHUNK, Link, Umem};
 
 use super::{Card, Plan, TunName};
@@ -71,25 +73,36 @@ impl Plan {
         needs
     }
 
-    /// Returns the devices that receive no packets, with the reason.
-    pub(in crate::live) fn troubles(&self) -> Vec<String> {
-        let of = |name: &str, is_there: bool, is_up: bool| match (is_there, is_up) {
-            (false, _) => Some(format!("{name} is gone")),
-            (true, false) => Some(format!("{name} is down")),
-            (true, true) => None,
+    /// Returns the devices that receive no packets, with the reason. `closed` has the reasons why present devices
+    /// cannot be opened, by index.
+    pub(in crate::live) fn troubles(&self, closed: &BTreeMap<usize, String>) -> Vec<String> {
+        let of = |place: usize, name: &str, is_there: bool, is_up: bool| {
+            if !is_there {
+                return Some(format!("{name} is gone"));
+            }
+            if let Some(why) = closed.get(&place) {
+                let why = why.strip_prefix("slb: ").unwrap_or(why);
+                let why = why
+                    .strip_prefix(&*format!("device {name:?}: "))
+                    .unwrap_or(why);
+                return Some(format!("{name} cannot be opened: {why}"));
+            }
+            (!is_up).then(|| format!("{name} is down"))
         };
         match self {
             Self::Tun(names) => {
-                let of = |name: &TunName| {
+                let of = |(place, name): (usize, &TunName)| {
                     let is_up = name.link.is_none_or(|link| link.is_up);
-                    of(&name.name, name.is_there, is_up)
+                    of(place, &name.name, name.is_there, is_up)
                 };
-                names.iter().filter_map(of).collect()
+                names.iter().enumerate().filter_map(of).collect()
             }
             Self::AfXdp(cards) => {
-                let of =
-                    |card: &Card| of(&card.interface.name, card.is_there, card.interface.is_up);
-                cards.iter().filter_map(of).collect()
+                let of = |(place, card): (usize, &Card)| {
+                    let interface = &card.interface;
+                    of(place, &interface.name, card.is_there, interface.is_up)
+                };
+                cards.iter().enumerate().filter_map(of).collect()
             }
         }
     }

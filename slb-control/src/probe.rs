@@ -22,7 +22,7 @@ use slb_core::wire::vxlan::Vni;
 
 pub use ask::{Asker, ProbeFailure};
 pub use prober::{Change, Prober};
-pub use tally::{PROBE_CLASSES, ProbeCounts, ProbeTallies};
+pub use tally::{LateProbes, PROBE_CLASSES, ProbeCounts, ProbeTallies};
 pub use vips::{CALLER_PORTS, VipPort, VipProber, VipResults};
 pub use vms::{ProberEnd, VmPort, WorkerEnd, way};
 

@@ -173,6 +173,36 @@ fn few_open_files_change_no_verdict() {
         assert_eq!(ready(&world), "ready\n");
         sleep(Duration::from_secs(1));
     }
+    // The verdicts are old, which is this node's own doing: how many are late, by how much, and why.
+    let late = status()["late_probes"].clone();
+    assert!(
+        late["targets"].as_u64() > Some(50),
+        "{late}: {}",
+        log(&world)
+    );
+    assert_eq!(late["of"], 101);
+    assert!(late["seconds"].as_f64() > Some(2.5), "{late}");
+    let why = "this process may have 72 files open, so at most 16 probes are out at once";
+    assert!(late["why"].as_str().unwrap().contains(why), "{late}");
+    let (slb, socket) = (env!("CARGO_BIN_EXE_slb"), world.path("m.sock"));
+    let once = format!("{slb} status --once --socket {}", socket.display());
+    let table = world.on("m", &once);
+    assert!(table.contains(why), "{table}");
+    let metrics = world.on("m", "curl -sS -m 2 http://127.0.0.1:9100/metrics");
+    let late = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("slb_late_probes{} "));
+    assert!(late.unwrap().parse::<f64>().unwrap() > 50.0, "{metrics}");
+    let said = log(&world);
+    let lines = said
+        .lines()
+        .filter(|line| line.contains("event=\"probes_late\""));
+    let lines: Vec<&str> = lines.collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    assert!(
+        lines[0].contains(why) && lines[0].contains("LimitNOFILE"),
+        "{lines:?}"
+    );
     let limits = fs::read_to_string(format!("/proc/{}/limits", mux.0.id())).unwrap();
     let files = limits
         .lines()

@@ -62,6 +62,8 @@ pub struct Prober {
     next: u64,
     /// The limit on all simultaneous connections.
     places: Arc<Semaphore>,
+    /// The number of places at first.
+    most: usize,
     /// Limit on the probes of each pool.
     by_pool: HashMap<String, Arc<Semaphore>>,
     /// The reason why this node could not send a probe since the last call of `take_trouble`.
@@ -129,18 +131,20 @@ impl Prober {
             handle.spawn(vms.run());
         }
         let (tell, told) = channel();
+        let begin = Clock::now();
         Ok(Self {
             runtime: handle,
             asker,
-            begin: Clock::now(),
+            begin,
             asked: BTreeMap::new(),
             tell,
             told,
             next: 0,
             places: Arc::new(Semaphore::new(MOST_SOCKETS)),
+            most: MOST_SOCKETS,
             by_pool: HashMap::new(),
             trouble: None,
-            tallies: ProbeTallies::default(),
+            tallies: ProbeTallies::new(begin),
             _stop: stop,
         })
     }
@@ -148,7 +152,8 @@ impl Prober {
     /// Limits the number of simultaneous connections. Call it before the first probe.
     #[must_use]
     pub fn with_sockets(mut self, most: usize) -> Self {
-        self.places = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+        self.most = most.clamp(1, Semaphore::MAX_PERMITS);
+        self.places = Arc::new(Semaphore::new(self.most));
         self
     }
 
@@ -177,6 +182,7 @@ impl Prober {
         let counted = self.asked.iter().map(|(&number, asked)| {
             let counted = Counted {
                 probe: asked.target.probe.name.clone(),
+                interval: asked.target.probe.interval,
                 names: asked.names.clone(),
                 tally: Arc::clone(&asked.tally),
             };
@@ -238,6 +244,11 @@ impl Prober {
                 }
             }
         }
+    }
+
+    /// Returns the greatest number of probes that can be out at once, of all pools and of one.
+    pub fn limits(&self) -> (usize, usize) {
+        (self.most, MOST_OF_A_POOL.min(self.most))
     }
 
     /// Returns the number of targets without a complete probe yet, as far as
@@ -390,9 +401,11 @@ impl One {
 
     /// Waits for a permit for a connection of the pool and among all connections.
     async fn places(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        self.tally.wait(self.now());
         let [of_pool, of_all] = &self.places;
         let of_pool = Arc::clone(of_pool).acquire_owned().await.ok()?;
         let of_all = Arc::clone(of_all).acquire_owned().await.ok()?;
+        self.tally.sent(self.now());
         Some([of_pool, of_all])
     }
 

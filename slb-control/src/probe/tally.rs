@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant as Clock};
+
+use slb_core::Instant;
 
 use super::{BackendName, ProbeFailure};
 
@@ -43,9 +45,40 @@ pub(super) struct Tally {
     not_sent: AtomicU64,
     within: [AtomicU64; PROBE_CLASSES.len()],
     took_nanos: AtomicU64,
+    /// The time since which the next probe waits to be sent, in nanoseconds since the prober's start; 0 if none waits.
+    waits_since: AtomicU64,
+    /// The time that the last probe waited to be sent, in nanoseconds.
+    waited: AtomicU64,
 }
 
 impl Tally {
+    /// Records that a probe is due, and waits to be sent.
+    pub(super) fn wait(&self, now: Instant) {
+        let nanos = now.as_nanos().max(1);
+        self.waits_since.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Records that the waiting probe is sent.
+    pub(super) fn sent(&self, now: Instant) {
+        let waited = self.waits(now);
+        self.waited.store(waited, Ordering::Relaxed);
+        self.waits_since.store(0, Ordering::Relaxed);
+    }
+
+    /// Returns for how many nanoseconds the next probe has waited; 0 if none waits.
+    fn waits(&self, now: Instant) -> u64 {
+        match self.waits_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => now.as_nanos().saturating_sub(since),
+        }
+    }
+
+    /// Returns the delay of the last probe, or of the waiting one if that is longer.
+    pub(super) fn delay(&self, now: Instant) -> Duration {
+        let last = self.waited.load(Ordering::Relaxed);
+        Duration::from_nanos(last.max(self.waits(now)))
+    }
+
     pub(super) fn note(&self, answer: &Result<(), ProbeFailure>, took: Duration) {
         let count = match answer {
             Ok(()) => &self.succeeded,
@@ -77,20 +110,64 @@ impl Tally {
     }
 }
 
+/// Probes that are sent late, since too many others are out: the health of their backends is old.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LateProbes {
+    /// The number of targets whose last or waiting probe is late by more than half of its interval.
+    pub late: usize,
+    /// The number of all targets.
+    pub targets: usize,
+    /// The longest delay.
+    pub longest: Duration,
+}
+
 /// A target's names, its probe, and its counts.
 #[derive(Debug)]
 pub(super) struct Counted {
     pub(super) probe: String,
+    pub(super) interval: Duration,
     pub(super) names: Vec<BackendName>,
     pub(super) tally: Arc<Tally>,
 }
 
 /// The counts of a [`Prober`](super::Prober)'s targets, which another thread can read while it probes. Cheap to
 /// clone.
-#[derive(Clone, Debug, Default)]
-pub struct ProbeTallies(Arc<Mutex<BTreeMap<u64, Counted>>>);
+#[derive(Clone, Debug)]
+pub struct ProbeTallies {
+    all: Arc<Mutex<BTreeMap<u64, Counted>>>,
+    /// The prober's start.
+    begin: Clock,
+}
 
 impl ProbeTallies {
+    pub(super) fn new(begin: Clock) -> Self {
+        Self {
+            all: Arc::default(),
+            begin,
+        }
+    }
+
+    /// Returns how many probes are late, and by how much.
+    pub fn late(&self) -> LateProbes {
+        let nanos = u64::try_from(self.begin.elapsed().as_nanos());
+        self.late_at(Instant::from_nanos(nanos.unwrap_or(u64::MAX)))
+    }
+
+    fn late_at(&self, now: Instant) -> LateProbes {
+        let all = self.all();
+        let delays = all.values().map(|own| (own.tally.delay(now), own.interval));
+        let late = delays.filter(|(delay, interval)| *delay > *interval / 2);
+        let none = LateProbes {
+            targets: all.len(),
+            ..LateProbes::default()
+        };
+        late.fold(none, |sum, (delay, _)| LateProbes {
+            late: sum.late + 1,
+            longest: sum.longest.max(delay),
+            ..sum
+        })
+    }
+
     /// Replaces the targets that are counted.
     pub(super) fn set(&self, all: BTreeMap<u64, Counted>) {
         *self.all() = all;
@@ -111,7 +188,7 @@ impl ProbeTallies {
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<u64, Counted>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,5 +213,36 @@ mod tests {
         );
         assert_eq!(counts.within, [0, 1, 1, 1, 2, 2, 2, 2]);
         assert_eq!(counts.took, milliseconds(60_403));
+    }
+
+    #[test]
+    fn a_probe_is_late_that_waits_for_half_of_its_interval() {
+        let seconds = Duration::from_secs;
+        let at = |time: u64| Instant::from_nanos(seconds(time).as_nanos() as u64);
+        let tallies = ProbeTallies::new(Clock::now());
+        let [slow, quick] = [(); 2].map(|()| Arc::new(Tally::default()));
+        let counted = |tally: &Arc<Tally>| Counted {
+            probe: "tcp".to_owned(),
+            interval: seconds(10),
+            names: Vec::new(),
+            tally: Arc::clone(tally),
+        };
+        tallies.set([(1, counted(&slow)), (2, counted(&quick))].into());
+        let late = |now: u64| {
+            let late = tallies.late_at(at(now));
+            assert_eq!(late.targets, 2);
+            (late.late, late.longest.as_secs())
+        };
+        slow.wait(at(0));
+        quick.wait(at(1));
+        quick.sent(at(2));
+        assert_eq!(late(5), (0, 0));
+        assert_eq!(late(7), (1, 7));
+        slow.sent(at(8));
+        // Its verdict is old until another probe is sent in time.
+        assert_eq!(late(15), (1, 8));
+        slow.wait(at(18));
+        slow.sent(at(18));
+        assert_eq!(late(19), (0, 0));
     }
 }

@@ -52,6 +52,8 @@ const TICK: Duration = Duration::from_millis(20);
 const LOOK_AT_FILE: Duration = Duration::from_millis(250);
 /// The interval of checks of the devices, even without a message of the kernel.
 const LOOK_AT_DEVICES: Duration = Duration::from_secs(2);
+/// The interval of checks for late probes.
+const LOOK_AT_LATE: Duration = Duration::from_secs(1);
 /// The interval of updates of passive health.
 const JUDGE: Duration = Duration::from_secs(1);
 /// The interval of requests for unknown next hops, and of verification of known ones.
@@ -204,7 +206,7 @@ impl Control<'_> {
         let (mut has_changed, mut followed) = (true, begin);
         self.ask(true);
         let (mut listened, mut announced) = (begin, begin);
-        let mut looked_at_devices = begin;
+        let (mut looked_at_devices, mut looked_at_late) = (begin, begin);
         let mut heir: Option<Heir>;
         let ends = loop {
             let before = Instant::now();
@@ -286,6 +288,10 @@ impl Control<'_> {
                 followed = Instant::now();
             }
             let mut is_due = self.heed_probes(&shared);
+            if looked_at_late.elapsed() >= LOOK_AT_LATE {
+                looked_at_late = Instant::now();
+                self.heed_late_probes(&shared);
+            }
             if judged.elapsed() >= JUDGE && PassiveHealth::watches(&self.config) {
                 judged = Instant::now();
                 is_due |= self.heed_traffic(&shared);

@@ -37,6 +37,11 @@ pub(super) fn raise_open_files() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
+    open_files()
+}
+
+/// Returns the number of files that this process may have open.
+pub(super) fn open_files() -> usize {
     let now = getrlimit(Resource::Nofile).current;
     now.and_then(|now| usize::try_from(now).ok())
         .unwrap_or(usize::MAX)

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use slb_control::Config;
-use slb_control::probe::{BackendName, ProbeTallies, VipResults};
+use slb_control::probe::{BackendName, LateProbes, ProbeTallies, VipResults};
 use slb_core::snapshot::Snapshot;
 use slb_core::stats::BackendCounters;
 use slb_fleet::node::Standing;
@@ -65,6 +65,8 @@ struct State {
     alive: Instant,
     /// The reasons why backends are unhealthy.
     sick: BTreeMap<BackendName, String>,
+    /// Late probes, and the reason; `None` if all are in time.
+    late: Option<(LateProbes, String)>,
     /// State taken over, and the last checkpoint (`--state`).
     kept: Option<StateStatus>,
     /// The node's standing in the fleet (`--fleet`).
@@ -136,6 +138,7 @@ impl Shared {
                 stalled: Vec::new(),
                 alive: Instant::now(),
                 sick: BTreeMap::new(),
+                late: None,
                 kept: None,
                 fleet: None,
                 snapshot: None,
@@ -175,6 +178,10 @@ impl Shared {
 
     pub(super) fn set_sick(&self, sick: BTreeMap<BackendName, String>) {
         self.state().sick = sick;
+    }
+
+    pub(super) fn set_late(&self, late: Option<(LateProbes, String)>) {
+        self.state().late = late;
     }
 
     pub(super) fn set_fleet(&self, standing: Standing, snapshot: &Arc<Snapshot<'static>>) {

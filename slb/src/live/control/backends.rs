@@ -3,12 +3,33 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use slb_control::Role;
 use slb_control::probe::Prober;
 use slb_core::health::Condition;
 use tracing::{error, info, warn};
 
 use super::{COMPLAIN, Control};
+use crate::live::rights::open_files;
 use crate::live::status::Shared;
+use crate::live::{MOST_PROBES, OTHER_FILES};
+
+/// The subject of the fault that probes are late.
+const LATE: &str = "late probes";
+
+/// Returns the reason why probes are late, and what to do: by the numbers of probes that can be out at once, of all
+/// pools and of one, and by the number of files that this process may open if that is the limit.
+fn late_because(of_all: usize, of_pool: usize, files: Option<usize>) -> String {
+    match files.filter(|files| *files < MOST_PROBES + OTHER_FILES) {
+        Some(files) => format!(
+            "this process may have {files} files open, so at most {of_all} probes are out at once: raise \
+             LimitNOFILE= of its unit, or the hard limit of ulimit -n"
+        ),
+        None => format!(
+            "at most {of_all} probes are out at once, and {of_pool} of one pool: backends that do not answer take \
+             these places until the probe's timeout; shorten it, or lengthen the interval"
+        ),
+    }
+}
 
 impl Control<'_> {
     /// Reports backends that changed by their probes, and returns true if any did.
@@ -54,6 +75,36 @@ impl Control<'_> {
             );
         }
         any
+    }
+
+    /// Says how many probes are late, by how much, and why.
+    pub(super) fn heed_late_probes(&mut self, shared: &Shared) {
+        let Some(prober) = &self.prober else { return };
+        let late = prober.tallies().late();
+        if late.late == 0 {
+            if let Some(lasted) = self.lasting.end(LATE) {
+                let seconds = lasted.as_secs_f64();
+                info!(seconds, event = "probes_in_time", "no probe is late");
+            }
+            shared.set_late(None);
+            return;
+        }
+        let (of_all, of_pool) = prober.limits();
+        let is_host = self.given.node.role == Role::Host;
+        let why = late_because(of_all, of_pool, (!is_host).then(open_files));
+        if self.lasting.is_due(LATE) {
+            let (probes, of) = (late.late, late.targets);
+            let seconds = late.longest.as_secs_f64();
+            warn!(
+                probes,
+                of,
+                seconds,
+                why,
+                event = "probes_late",
+                "probes are late, and the health of their backends is old"
+            );
+        }
+        shared.set_late(Some((late, why)));
     }
 
     /// Returns the rules of a pool that use a probe.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
-use slb_control::probe::BackendName;
+use slb_control::probe::{BackendName, LateProbes};
 use slb_control::{Config, Role};
 use slb_core::state::Refusal;
 use slb_io_pcap::CaptureStats;
@@ -31,6 +31,7 @@ impl Shared {
         let config = Arc::clone(&state.config);
         let (hosts, sick) = (state.unreachable.clone(), state.sick.clone());
         let (trouble, kept, fleet) = (state.trouble(), state.kept.clone(), state.fleet.clone());
+        let late = state.late.clone();
         drop(state);
         let config = &*config;
         let none = CaptureStats::default();
@@ -49,6 +50,7 @@ impl Shared {
             "time": now.unwrap_or_default().as_secs_f64(),
             "io": io,
             "trouble": trouble,
+            "late_probes": late.as_ref().map(late_json),
             "workers": workers,
             "state": kept.as_ref().map(kept_json),
             "fleet": fleet.as_ref().map(|standing| standing_json(standing, tables.as_deref())),
@@ -110,6 +112,16 @@ fn kept_json(kept: &StateStatus) -> Value {
         "refused": refused,
         "checkpoint": checkpoint,
         "trouble": kept.trouble,
+    })
+}
+
+/// Returns the late probes as JSON.
+fn late_json((late, why): &(LateProbes, String)) -> Value {
+    json!({
+        "targets": late.late,
+        "of": late.targets,
+        "seconds": late.longest.as_secs_f64(),
+        "why": why,
     })
 }
 

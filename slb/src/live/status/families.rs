@@ -75,6 +75,11 @@ impl Shared {
         ]);
         families.extend(measured::of_process(config.node.role.name(), self.started));
         if let Some(probes) = &self.probes {
+            families.push(Family::gauge(
+                "slb_late_probes",
+                "Probed backends whose last or waiting probe is late by more than half of its interval",
+                one(probes.late().late as u64),
+            ));
             families.extend(measured::of_probes(config, probes));
         }
         if let Some(vips) = &self.vips {

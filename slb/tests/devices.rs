@@ -636,6 +636,21 @@ fn a_process_that_stands_still_announces_nothing() {
         shown.contains("UP,") && is_announced(&world)
     };
     wait_until(&world, "the VIP is announced", is_up);
+    // Memory that runs short must not stop the watchdog too: its pages are locked.
+    let watchdog = || world.on("m", &format!("pgrep -P {}", mux.0.id()));
+    // One that ended, as by the kernel's choice of whom to kill, has a successor.
+    let first = watchdog();
+    assert!(common::sh(&format!("kill -KILL {first}")));
+    wait_until(&world, "it is started again", || {
+        let now = world.command("m", &format!("pgrep -P {}", mux.0.id()));
+        let now = { now }.output().unwrap().stdout;
+        !now.is_empty() && now != first.as_bytes()
+    });
+    let watchdog = watchdog();
+    let status = fs::read_to_string(format!("/proc/{}/status", watchdog.trim())).unwrap();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let locked = locked.unwrap().trim().trim_end_matches(" kB");
+    assert!(locked.parse::<u64>().unwrap() > 500, "{status}");
     mux.signal("STOP");
     let stopped = Instant::now();
     wait_until(&world, "the VIP is withdrawn", || !is_up());

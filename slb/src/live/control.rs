@@ -208,10 +208,12 @@ impl Control<'_> {
         let (mut listened, mut announced) = (begin, begin);
         let (mut looked_at_devices, mut looked_at_late) = (begin, begin);
         let mut heir: Option<Heir>;
+        let mut turned = Instant::now();
         let ends = loop {
-            let before = Instant::now();
             self.wait();
-            self.heed_stop(before.elapsed());
+            // A process without memory stands still at any page that it needs, not just while it waits.
+            self.heed_stop(turned.elapsed());
+            turned = Instant::now();
             shared.note_alive();
             if listened.elapsed() >= LISTEN {
                 listened = Instant::now();

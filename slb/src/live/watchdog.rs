@@ -16,9 +16,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionbio;
+use rustix::mm::{MlockAllFlags, mlockall};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
-use slb_io_afxdp::{bring_up, take_down};
-use tracing::{Level, error, info, warn};
+use slb_io_afxdp::{Link, bring_up, take_down};
+use tracing::{Level, debug, error, info, warn};
 
 use super::log;
 use crate::Failure;
@@ -29,9 +31,14 @@ const BEAT: Duration = Duration::from_millis(500);
 /// The time without a heartbeat after which the watchdog acts.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The time after which a watchdog that ended is started again, at first; and the longest such time, if it ends again and
+/// again.
+const AGAIN: Duration = Duration::from_secs(2);
+const AT_LAST: Duration = Duration::from_secs(60);
+
 /// The signs of life of this process.
 pub(super) struct Life {
-    child: Option<(Child, ChildStdin)>,
+    watchdog: Option<Watchdog>,
     systemd: Option<Systemd>,
     last: Instant,
 }
@@ -40,27 +47,13 @@ impl Life {
     /// Starts a watchdog for the interface that VIPs are announced by, if there is one, and tells systemd that
     /// the process runs, if that wants to know.
     pub(super) fn begin(interface: Option<&str>, log: LogFormat) -> Self {
-        let start = |interface: &str| {
-            let mut command = Command::new(std::env::current_exe()?);
-            command.args(["watchdog", "--announce", interface, "--log", log.word()]);
-            let mut child = command.stdin(Stdio::piped()).spawn()?;
-            let pipe = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            Ok::<_, io::Error>((child, pipe))
-        };
-        let child = interface.and_then(|interface| {
-            let started = start(interface);
-            started
-                .inspect_err(|error| {
-                    warn!("no watchdog: VIPs stay announced if the process stalls: {error}");
-                })
-                .ok()
-        });
+        let watchdog = interface.map(|interface| Watchdog::begin(interface, log));
         let systemd = Systemd::from_environment();
         if let Some(systemd) = &systemd {
             systemd.tell("READY=1");
         }
         Self {
-            child,
+            watchdog,
             systemd,
             last: Instant::now(),
         }
@@ -72,11 +65,8 @@ impl Life {
             return;
         }
         self.last = Instant::now();
-        if let Some((_, pipe)) = &mut self.child
-            && let Err(error) = pipe.write_all(b".")
-        {
-            warn!("the watchdog exited: {error}");
-            self.child = None;
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.beat();
         }
         if let Some(systemd) = self.systemd.as_ref().filter(|_| is_well) {
             systemd.tell("WATCHDOG=1");
@@ -91,10 +81,82 @@ impl Life {
                 None => systemd.tell("STOPPING=1"),
             }
         }
-        if let Some((mut child, pipe)) = self.child {
+        if let Some((mut child, pipe)) = self.watchdog.and_then(|watchdog| watchdog.child) {
             drop(pipe);
             let _ = child.wait();
         }
+    }
+}
+
+/// The watchdog of an interface, a process that is started again if it ends or does not read.
+struct Watchdog {
+    interface: String,
+    log: LogFormat,
+    child: Option<(Child, ChildStdin)>,
+    /// The time of the last attempt to start it.
+    started: Instant,
+    /// The time from that attempt to the next one, should it be needed.
+    pause: Duration,
+}
+
+impl Watchdog {
+    fn begin(interface: &str, log: LogFormat) -> Self {
+        let mut watchdog = Self {
+            interface: interface.to_owned(),
+            log,
+            child: None,
+            started: Instant::now(),
+            pause: AGAIN,
+        };
+        watchdog.start();
+        watchdog
+    }
+
+    fn start(&mut self) {
+        self.started = Instant::now();
+        let start = || {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["watchdog", "--announce", &self.interface]);
+            command.args(["--log", self.log.word()]);
+            let mut child = command.stdin(Stdio::piped()).spawn()?;
+            let pipe = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+            // A watchdog that is stopped must not stop this process.
+            ioctl_fionbio(&pipe, true)?;
+            Ok::<_, io::Error>((child, pipe))
+        };
+        let started = start();
+        match started {
+            Ok(started) => self.child = Some(started),
+            Err(error) => {
+                self.pause = AT_LAST;
+                warn!("no watchdog: VIPs stay announced if the process stalls: {error}");
+            }
+        }
+    }
+
+    /// Gives a sign of life. Starts the watchdog again if it has ended, or does not read.
+    fn beat(&mut self) {
+        let lived = self.started.elapsed();
+        let Some((child, pipe)) = &mut self.child else {
+            if lived >= self.pause {
+                self.start();
+            }
+            return;
+        };
+        let Err(error) = pipe.write_all(b".") else {
+            return;
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        self.child = None;
+        self.pause = match lived < AT_LAST {
+            true => (2 * self.pause).min(AT_LAST),
+            false => AGAIN,
+        };
+        let seconds = self.pause.saturating_sub(lived).as_secs_f64();
+        warn!(
+            "the watchdog exited or did not read, and is started again in {seconds:.1} s: {error}"
+        );
     }
 }
 
@@ -134,6 +196,14 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
     }
     log::begin(options.log, Level::INFO);
     let name = &options.announce;
+    // Memory that runs short stops the process that it watches, and must not stop the watchdog as well, which would wait
+    // for its own pages. Where it may not lock them, it goes on without.
+    let of_touched = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if let Err(error) = mlockall(of_touched) {
+        debug!("slb watchdog: its memory is not locked: {error}");
+    }
+    // Most of what taking it down needs is in memory from now on.
+    let _ = Link::find(name);
     let mut input = io::stdin();
     let mut stalled: Option<Instant> = None;
     let most = Timespec {
@@ -148,13 +218,15 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         };
         if ready == 0 {
             if stalled.is_none() {
+                // First what matters: the log may have to wait.
+                let taken = take_down(name);
                 error!(
                     interface = name,
                     seconds = PATIENCE.as_secs_f64(),
                     event = "watchdog_interface_down",
                     "slb watchdog: the process has stalled: the interface goes down, and the VIPs with it"
                 );
-                if let Err(error) = take_down(name) {
+                if let Err(error) = taken {
                     error!("slb watchdog: {name}: {error}");
                 }
                 stalled = Some(Instant::now());
@@ -176,5 +248,37 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
                 error!("slb watchdog: {name}: {error}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watchdog_that_does_not_read_keeps_nobody_waiting() {
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("sleep is there");
+        let pipe = child.stdin.take().expect("it has a pipe");
+        ioctl_fionbio(&pipe, true).expect("a pipe can be so");
+        let mut watchdog = Watchdog {
+            interface: "lo".to_owned(),
+            log: LogFormat::Text,
+            child: Some((child, pipe)),
+            started: Instant::now(),
+            pause: AGAIN,
+        };
+        // More than a pipe holds.
+        for _ in 0..70_000 {
+            watchdog.beat();
+        }
+        assert!(
+            watchdog.child.is_none(),
+            "it is ended, and started again later"
+        );
+        assert!(watchdog.pause > AGAIN);
     }
 }

@@ -70,13 +70,14 @@ impl Control<'_> {
         self.settings = self.followed.look(&self.plan, &self.config, routed);
     }
 
-    /// Says how long the whole process was stalled, if it was: it was stopped, or had no memory or CPU.
-    pub(super) fn heed_stop(&mut self, waited: Duration) {
-        if waited < STILL {
+    /// Says how long the whole process was stalled, if it was: it was stopped, or had no memory or CPU. `turn` is the
+    /// time since the last turn of the loop.
+    pub(super) fn heed_stop(&mut self, turn: Duration) {
+        if turn < STILL {
             return;
         }
         warn!(
-            seconds = waited.as_secs_f64(),
+            seconds = turn.as_secs_f64(),
             "this process was stalled: it was stopped, or lacked memory or CPU"
         );
         self.workers.iter_mut().for_each(Worker::forgive);

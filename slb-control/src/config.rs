@@ -188,6 +188,12 @@ impl Config {
         }
     }
 
+    /// Returns the MTU that the node needs for IPv6, with the reason, if it has less: an interface may have got a smaller
+    /// MTU than the file was checked with.
+    pub fn short_mtu(&self) -> Option<(usize, String)> {
+        validate::short_mtu(self)
+    }
+
     /// Compiles the configuration. Pass the installed snapshot as `previous`, so that backends keep
     /// their ids.
     ///

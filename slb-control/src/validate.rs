@@ -21,6 +21,8 @@ use crate::config::{
 use crate::document::{Faults, Section, Span, list, resembling};
 use crate::ports;
 
+pub(crate) use self::addresses::short_mtu;
+
 /// The maximum number of names in a message.
 const FEW_NAMES: usize = 20;
 

@@ -46,6 +46,8 @@ mod import_networks;
 #[cfg(feature = "azure")]
 mod import_templates;
 mod init;
+#[cfg(feature = "live")]
+mod ipv6_fabric;
 mod kernel_settings;
 #[cfg(feature = "live")]
 mod lab;

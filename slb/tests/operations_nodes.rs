@@ -32,7 +32,7 @@ const VIPS: [[&str; 2]; 2] = [
     ["20.20.20.102", "2001:db8:20::102"],
 ];
 /// Bytes of a download, which takes longer than all events.
-const SIZE: usize = 1_000_000;
+const SIZE: usize = 1_200_000;
 const RATE: &str = "32k";
 /// Downloads from each VIP.
 const DOWNLOADS: usize = 5;
@@ -486,7 +486,7 @@ fn both_lives(io: Io) {
         // The processes are stopped for a while.
         let before = lives.logged();
         signal([&host, &proxy], "STOP");
-        sleep(Duration::from_secs(4));
+        sleep(Duration::from_secs(10));
         signal([&host, &proxy], "CONT");
         lives.both_say(before, "this process was stalled");
         requests.all_answer(&lives, "they are stopped");

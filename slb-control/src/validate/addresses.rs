@@ -10,7 +10,7 @@ use slb_core::wire::vxlan::Vni;
 
 use crate::config::addresses::range;
 use crate::config::{Backend, Config, Pool, Role};
-use crate::document::Faults;
+use crate::document::{Faults, Span};
 
 /// Bytes of the outer UDP and VXLAN headers and of the inner Ethernet header.
 const VXLAN_OVERHEAD: u16 = 30;
@@ -234,69 +234,117 @@ pub(super) fn check_instances(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// Adds a fault for each IPv6 pool whose packets this node would have to send through VXLAN that
-/// carries less than IPv6's smallest MTU.
-pub(super) fn check_mtu(config: &Config, faults: &Faults<'_>) {
+/// A need for a greater MTU than the node has.
+struct ShortMtu<'c> {
+    span: &'c Span,
+    place: String,
+    /// The address that packets are sent to by the fabric.
+    outer: IpAddr,
+    /// True if the fabric itself is too narrow for IPv6; else it is the room for IPv6 inside of VXLAN.
+    is_of_fabric: bool,
+}
+
+impl ShortMtu<'_> {
+    /// The least MTU that suffices.
+    fn needed(&self) -> usize {
+        match self.is_of_fabric {
+            true => ipv6::MIN_MTU,
+            false => ipv6::MIN_MTU + usize::from(overhead(self.outer)),
+        }
+    }
+
+    /// The reason why the MTU has to be greater.
+    fn reason(&self) -> String {
+        let (least, outer) = (ipv6::MIN_MTU, self.outer);
+        match self.is_of_fabric {
+            true => format!(
+                "{outer} is reached over IPv6, which needs {least} bytes on every link (RFC 8200 §5)"
+            ),
+            false => format!(
+                "IPv6 needs {least} bytes on every link (RFC 8200 §5), and the outer headers take {}",
+                overhead(outer)
+            ),
+        }
+    }
+}
+
+/// Returns each IPv6 pool whose packets this node would have to send through VXLAN that carries less than IPv6's
+/// smallest MTU.
+fn short_mtus(config: &Config) -> Vec<ShortMtu<'_>> {
     let mtu = config.mtu();
     let is_short = |outer: IpAddr| {
         let room = mtu.saturating_sub(overhead(outer));
         usize::from(room) < ipv6::MIN_MTU
     };
-    let message = |outer: IpAddr| {
-        format!(
-            "expected an mtu of {} or more in [node], got {mtu}: IPv6 needs {} bytes on every link \
-             (RFC 8200 §5), and the outer headers take {}",
-            ipv6::MIN_MTU + usize::from(overhead(outer)),
-            ipv6::MIN_MTU,
-            overhead(outer)
-        )
-    };
-    let underlay_message = |outer: IpAddr| {
-        format!(
-            "expected an mtu of {} or more in [node], got {mtu}: {outer} is reached over IPv6, which needs {0} \
-             bytes on every link (RFC 8200 §5)",
-            ipv6::MIN_MTU
-        )
+    let short = |span, place, outer, is_of_fabric| ShortMtu {
+        span,
+        place,
+        outer,
+        is_of_fabric,
     };
     match config.node.role {
-        Role::Proxy => {}
+        Role::Proxy => Vec::new(),
         Role::Mux => {
             // The fabric itself has to be one that IPv6 can cross.
             let far = backends(config).find(|(_, backend)| backend.host.is_ipv6());
             if let Some((pool, backend)) = far.filter(|_| usize::from(mtu) < ipv6::MIN_MTU) {
                 let place = format!("pool {:?}: backend {:?}: host", pool.name, backend.name);
-                faults.add(&backend.span, place, underlay_message(backend.host));
-                return;
+                return vec![short(&backend.span, place, backend.host, true)];
             }
-            for pool in &config.pools {
-                let first = pool
-                    .backends
-                    .iter()
-                    .find(|b| b.address.is_ipv6() && is_short(b.host));
-                if let Some(backend) = first {
+            let found = config.pools.iter().filter_map(|pool| {
+                let mut all = pool.backends.iter();
+                let first = all.find(|own| own.address.is_ipv6() && is_short(own.host));
+                Some((pool, first?))
+            });
+            found
+                .map(|(pool, backend)| {
                     let place = format!("pool {:?}: backend {:?}", pool.name, backend.name);
-                    faults.add(&backend.span, place, message(backend.host));
-                }
-            }
+                    short(&backend.span, place, backend.host, false)
+                })
+                .collect()
         }
         Role::Host => {
             let far = config.node.muxes.iter().find(|mux| mux.is_ipv6());
             if let Some(&mux) = far.filter(|_| usize::from(mtu) < ipv6::MIN_MTU) {
-                faults.add(&config.node.span, "node: mtu", underlay_message(mux));
-                return;
+                return vec![short(&config.node.span, "node: mtu".to_owned(), mux, true)];
             }
             let Some(&mux) = config.node.muxes.iter().find(|&&mux| is_short(mux)) else {
-                return;
+                return Vec::new();
             };
             let is_ipv6 = |frontend: usize| config.frontends[frontend].address.is_ipv6();
-            for rule in &config.rules {
-                if rule.terms.answers == Answers::ThroughMux && is_ipv6(rule.frontend) {
+            let rules = config
+                .rules
+                .iter()
+                .filter(|rule| rule.terms.answers == Answers::ThroughMux && is_ipv6(rule.frontend));
+            rules
+                .map(|rule| {
                     let place = format!("rule {:?}: answers", rule.name);
-                    faults.add(&rule.span, place, message(mux));
-                }
-            }
+                    short(&rule.span, place, mux, false)
+                })
+                .collect()
         }
     }
+}
+
+/// Adds a fault for each need for a greater MTU than the node has.
+pub(super) fn check_mtu(config: &Config, faults: &Faults<'_>) {
+    let mtu = config.mtu();
+    for short in short_mtus(config) {
+        let message = format!(
+            "expected an mtu of {} or more in [node], got {mtu}: {}",
+            short.needed(),
+            short.reason()
+        );
+        faults.add(short.span, short.place, message);
+    }
+}
+
+/// Returns the greatest MTU that the node needs for IPv6, with the reason, if it has less.
+pub(crate) fn short_mtu(config: &Config) -> Option<(usize, String)> {
+    let all = short_mtus(config).into_iter();
+    let worst = all.max_by_key(ShortMtu::needed)?;
+    let why = format!("{}: {}", worst.place, worst.reason());
+    Some((worst.needed(), why))
 }
 
 /// Adds a fault for each backend whose weight, beside those of its pool, gives it no slot of the

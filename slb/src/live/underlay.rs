@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use slb_control::{Config, Role};
 use slb_core::spec::Answers;
+use slb_core::wire::ipv6;
 use slb_io_afxdp::{Link, Neighbours};
 
 use super::device::Plan;
@@ -51,6 +52,10 @@ pub(super) fn look(plan: &Plan, config: &Config, announce: Option<&str>) -> Unde
                 found.troubles.push(format!(
                     "underlay {address} is an address of another machine too, so the kernel does not use it (ip address del there, then del and add here)"
                 ));
+            } else if let Some((name, mtu)) = too_narrow(plan, address).filter(|_| !is_own) {
+                found.troubles.push(format!(
+                    "underlay {address} is no address of this machine: IPv6 is off while the MTU of {name} is {mtu} (ip link set {name} mtu 1280 or more, then ip address add)"
+                ));
             } else if !is_own {
                 found.troubles.push(format!(
                     "underlay {address} is no address of this machine (ip address add)"
@@ -77,6 +82,14 @@ pub(super) fn look(plan: &Plan, config: &Config, announce: Option<&str>) -> Unde
         }
     }
     found
+}
+
+/// Returns the interface to the fabric and its MTU, if that is too small for IPv6: the kernel then removes IPv6
+/// addresses.
+fn too_narrow(plan: &Plan, address: IpAddr) -> Option<(&str, u32)> {
+    let fabric = plan.fabric().filter(|_| address.is_ipv6())?;
+    let is_short = (fabric.mtu as usize) < ipv6::MIN_MTU;
+    is_short.then_some((&*fabric.name, fabric.mtu))
 }
 
 /// Returns true if VXLAN packets are sent to the node.

@@ -23,8 +23,16 @@ impl Control<'_> {
     /// nothing.
     pub(super) fn look_at_trouble(&mut self, shared: &Shared) {
         let mut trouble = self.plan.troubles(&self.closed);
-        let underlays = underlay::look(&self.plan, &self.given, self.options.announce.as_deref());
+        let mut underlays =
+            underlay::look(&self.plan, &self.given, self.options.announce.as_deref());
         trouble.extend(underlays.troubles);
+        if let Some((needed, why)) = self.config.short_mtu() {
+            let mtu = self.config.mtu();
+            underlays.warnings.push(format!(
+                "interfaces carry packets of {mtu} bytes, and longer IPv6 packets are lost, which cannot be made as short: \
+                 {why} (ip link set DEVICE mtu {needed})"
+            ));
+        }
         trouble.extend(self.announcer.as_ref().and_then(Announcer::trouble));
         trouble.extend(self.pass.as_ref().and_then(Pass::trouble));
         trouble.extend(self.settings.iter().cloned());

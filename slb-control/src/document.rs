@@ -332,6 +332,11 @@ impl<'d> Section<'d> {
         self.get(field).is_some()
     }
 
+    /// Returns true if a field is present, which does not make it one that the section may have.
+    pub(crate) fn contains(&self, field: &str) -> bool {
+        self.table.keys().any(|key| *key.get_ref() == field)
+    }
+
     /// Returns true if a field is an empty list.
     pub(crate) fn is_empty_list(&self, field: &'static str) -> bool {
         let array = self.get(field).and_then(|value| value.get_ref().as_array());

@@ -384,4 +384,12 @@ frontend_port = 80
     );
     let public = text.replace("network = \"blue\"\n", "");
     assert!(Config::parse("p.toml", &public).is_ok());
+    // Another unknown field is not taken for it.
+    let other = text.replace("network = ", "netwrk = ");
+    let told = Config::parse("p.toml", &other).unwrap_err().to_string();
+    assert!(
+        told.contains("unknown field \"netwrk\": expected \"name\""),
+        "{told}"
+    );
+    assert!(!told.contains("\"network\""), "{told}");
 }

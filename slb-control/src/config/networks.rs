@@ -199,7 +199,7 @@ fn values<T>(all: Vec<(T, Span)>) -> Vec<T> {
 
 /// Reports `network` in a section of a proxy's configuration, which has no networks.
 pub(super) fn refuse_in_proxy(section: &Section<'_>) {
-    if !section.has("network") {
+    if !section.contains("network") {
         return;
     }
     if let Some((_, span)) = section.name("network") {

@@ -316,6 +316,14 @@ impl<'m, A: Addresses> Table<'m, A> {
         state_of(meta.copied().unwrap_or(0))
     }
 
+    /// Returns the remaining ticks of a flow.
+    pub(crate) fn left(&self, found: Found) -> Ticks {
+        let bucket = self.buckets.get(found.bucket as usize);
+        let meta = bucket.and_then(|bucket| bucket.meta.get(usize::from(found.place)));
+        let left = meta.copied().unwrap_or(0).wrapping_sub(self.now as u16);
+        Ticks(left & DEADLINE_BITS)
+    }
+
     /// Sets the value stored with a flow.
     pub fn set_value(&mut self, found: Found, value: u32) {
         let bucket = self.buckets.get_mut(found.bucket as usize);

@@ -5,7 +5,7 @@
 //! | a segment of a pinned TCP flow | its backend, healthy or not |
 //! | a packet of any other pinned flow | its backend, unless that is unhealthy: then Maglev chooses, and the flow is pinned again |
 //! | the backend is gone, or a SYN comes and the backend gets no new flows of the rule | Maglev chooses, and the flow is pinned again |
-//! | a SYN of a closing flow | Maglev chooses, and the flow is pinned again: half-open, so that the SYN's retransmissions follow it |
+//! | a SYN of a closing flow, or a SYN long after the flow's last packet | Maglev chooses, and the flow is pinned again: half-open, so that the SYN's retransmissions follow it |
 //! | SYN, no flow | Maglev's choice, pinned half-open |
 //! | another TCP segment, no flow, and its slot changed within the rule's idle timeout | Maglev's choice, not pinned: it may be of the slot's former owner |
 //! | anything else, no flow | Maglev's choice, pinned established (it began at another mux) |
@@ -24,6 +24,12 @@
 //! flow only for a while, for example when other backends failed their probes. Hosts know the owners
 //! of slots, but not the pins of muxes: after the death of its mux, a connection is found only at an
 //! owner.
+//!
+//! The end of a connection does not always show: a client that closes first acknowledges the server's
+//! FIN at last, which looks like a flow that goes on, and a FIN may take its way by another mux. So a
+//! SYN also asks for a new connection if the flow was quiet for longer than a SYN is repeated or
+//! delayed. Earlier ones follow the pin: a copy of the SYN that began the connection must not move
+//! it.
 
 use core::time::Duration;
 
@@ -44,6 +50,14 @@ use crate::wire::tcp::Flags;
 /// Timeout of half-open and reset flows: 4 minutes (RFC 5382 §5, REQ-5), or the rule's idle timeout
 /// if that is shorter. A full table evicts them sooner.
 const TRANSITORY: Ticks = Ticks::from_duration(Duration::from_secs(240));
+
+/// A SYN so long after the last packet of an established flow is no copy of the one that began it, but
+/// for ticks that are not over: between 1.07 s and 2.15 s.
+const QUIET: Ticks = Ticks(2);
+
+/// A SYN so long after the last SYN of a half-open flow is no retransmission. Their intervals double
+/// from 1 s on (RFC 6298 §5.5): with Linux's six retransmissions, the last one follows after 32 s.
+const QUIET_HALF_OPEN: Ticks = Ticks::from_duration(Duration::from_secs(64));
 
 /// The flow table, and what pinning reads and counts beside it.
 pub(super) struct Pinner<'a, 's, 'm> {
@@ -184,11 +198,11 @@ fn pinned<A: Addresses>(
 ) -> Chosen {
     let Counters { snapshot, .. } = counters;
     let packet = &lane.packet;
-    let index = snapshot.backend_index(BackendId::from_value(table.value(found)));
-    let begins_anew = packet.opens() && table.state(found) == FlowState::Closing;
-    let stays = index.filter(|&index| {
+    let index_before = snapshot.backend_index(BackendId::from_value(table.value(found)));
+    let is_over = packet.opens() && is_over(table, found, lane, snapshot);
+    let stays = index_before.filter(|&index| {
         if packet.protocol == protocol::TCP {
-            !packet.opens() || !begins_anew && snapshot.gets_new_flows(lane.rule, packet, index)
+            !packet.opens() || !is_over && snapshot.gets_new_flows(lane.rule, packet, index)
         } else {
             lane.only_follows || snapshot.keeps_flows(lane.rule, index)
         }
@@ -205,7 +219,7 @@ fn pinned<A: Addresses>(
             let chosen = snapshot.backend_in(lane.first_backend, lane.table_index as usize);
             let (chosen, backend) = chosen.ok_or(DropReason::NoBackend)?;
             table.set_value(found, backend.id().get());
-            let step = match index == Some(chosen) {
+            let step = match index_before == Some(chosen) {
                 true => FlowStep::Hit(table.state(found)),
                 false => FlowStep::Repinned,
             };
@@ -218,8 +232,10 @@ fn pinned<A: Addresses>(
             .rule(lane.rule)
             .map_or(TRANSITORY, |rule| rule.idle_timeout);
         let before = table.state(found);
+        // A SYN alone does not end a flow that stays with its backend.
+        let begins_anew = is_over && (before == FlowState::Closing || index_before != Some(index));
         table.update_with(found, |state| {
-            let state = next_state(state, packet);
+            let state = next_state(state, packet, begins_anew);
             (state, timeout(state, packet.flags, idle))
         });
         if before == FlowState::HalfOpen && stays.is_some() {
@@ -227,6 +243,25 @@ fn pinned<A: Addresses>(
         }
     }
     Ok(index)
+}
+
+/// Returns true if a SYN on a pinned flow asks for a new connection.
+#[inline(never)]
+fn is_over<A: Addresses>(
+    table: &Table<'_, A>,
+    found: Found,
+    lane: &Lane,
+    snapshot: &Snapshot<'_>,
+) -> bool {
+    let (state, left) = (table.state(found), table.left(found));
+    let most = match state {
+        FlowState::HalfOpen => QUIET_HALF_OPEN,
+        FlowState::Established => QUIET,
+        FlowState::Closing => return true,
+    };
+    let rule = snapshot.rule(lane.rule);
+    let full = rule.map(|rule| timeout(state, Flags::default(), rule.idle_timeout));
+    full.is_some_and(|full| full.0.saturating_sub(left.0) >= most.0)
 }
 
 /// Counts the second packet of a flow that began with a SYN: the client got an answer, or
@@ -329,18 +364,15 @@ fn may_be_anothers(
 
 /// Returns the state of a flow after a client's packet.
 #[inline]
-fn next_state(state: FlowState, packet: &Packet) -> FlowState {
+fn next_state(state: FlowState, packet: &Packet, begins_anew: bool) -> FlowState {
     if packet.protocol != protocol::TCP {
         FlowState::Established
     } else if packet.flags.intersects(Flags::FIN.with(Flags::RST)) {
         FlowState::Closing
+    } else if begins_anew {
+        FlowState::HalfOpen
     } else if packet.flags.opens() {
-        // A new connection with the same ports means that the old one is over.
-        if state == FlowState::Closing {
-            FlowState::HalfOpen
-        } else {
-            state
-        }
+        state
     } else {
         FlowState::Established
     }

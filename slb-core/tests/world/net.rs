@@ -285,6 +285,8 @@ pub struct World {
     on_the_way: BTreeMap<(u64, u64), (Place, Vec<u8>)>,
     sent: u64,
     pub muxes: Vec<Option<Mux<'static, Shared>>>,
+    /// The router sends each flow to the mux so many places further.
+    pub turn: usize,
     pub hosts: Vec<Host<'static, Shared>>,
     /// Hosts without power: what comes to them, and to and from their vms, is lost.
     dead_hosts: [bool; HOSTS],
@@ -342,6 +344,7 @@ impl World {
             on_the_way: BTreeMap::new(),
             sent: 0,
             muxes,
+            turn: 0,
             hosts,
             dead_hosts: [false; HOSTS],
             clients,
@@ -388,17 +391,27 @@ impl World {
         is_reached: impl Fn(usize) -> bool,
     ) {
         change(&mut self.plan);
-        for (number, mux) in self.muxes.iter_mut().enumerate() {
-            if let Some(mux) = mux.as_mut().filter(|_| is_reached(number)) {
-                let snapshot = self.plan.snapshot(Node::Mux(number), Some(mux.snapshot()));
-                mux.install(Arc::new(snapshot)).expect("it follows");
-            }
-        }
+        self.install_at_muxes(is_reached);
         for (number, host) in self.hosts.iter_mut().enumerate() {
             let snapshot = self
                 .plan
                 .snapshot(Node::Host(number), Some(host.snapshot()));
             host.install(Arc::new(snapshot)).expect("it follows");
+        }
+    }
+
+    /// Gives the muxes a new configuration of which no host hears, as where only muxes probe.
+    pub fn reconfigure_muxes(&mut self, change: impl FnOnce(&mut Plan)) {
+        change(&mut self.plan);
+        self.install_at_muxes(|_| true);
+    }
+
+    fn install_at_muxes(&mut self, is_reached: impl Fn(usize) -> bool) {
+        for (number, mux) in self.muxes.iter_mut().enumerate() {
+            if let Some(mux) = mux.as_mut().filter(|_| is_reached(number)) {
+                let snapshot = self.plan.snapshot(Node::Mux(number), Some(mux.snapshot()));
+                mux.install(Arc::new(snapshot)).expect("it follows");
+            }
         }
     }
 
@@ -436,7 +449,7 @@ impl World {
                 sum.wrapping_mul(31).wrapping_add(byte.into())
             });
             alive
-                .get(hash % alive.len().max(1))
+                .get(hash.wrapping_add(self.turn) % alive.len().max(1))
                 .map(|&mux| Place::Node(Node::Mux(mux), FABRIC))
         } else if let Some(number) = (0..CLIENTS).find(|&c| destination == client(c, ipv6)) {
             Some(Place::Client(number))

@@ -138,6 +138,7 @@ pub struct Stack {
     pub peers: HashMap<SocketAddr, u32>,
     /// The server's addresses that peers asked for.
     pub asked: HashMap<SocketAddr, u32>,
+    first_port: u16,
     next_port: u16,
 }
 
@@ -161,6 +162,7 @@ impl Stack {
                 IpAddr::V6(address) => interface.routes_mut().add_default_ipv6_route(address),
             };
         }
+        let first_port = 20_000 + (seed % 10_000) as u16;
         Self {
             interface,
             wire,
@@ -172,7 +174,8 @@ impl Stack {
             serving: Vec::new(),
             peers: HashMap::new(),
             asked: HashMap::new(),
-            next_port: 20_000 + (seed % 10_000) as u16,
+            first_port,
+            next_port: first_port,
         }
     }
 
@@ -214,6 +217,14 @@ impl Stack {
         };
         self.clients.push(client);
         self.clients.len() - 1
+    }
+
+    /// Forgets all connections that it opened; the next ones have the same ports.
+    pub fn use_ports_again(&mut self) {
+        for client in self.clients.drain(..) {
+            self.sockets.remove(client.socket);
+        }
+        self.next_port = self.first_port;
     }
 
     fn datagram_socket(&mut self, port: u16) -> SocketHandle {

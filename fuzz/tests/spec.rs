@@ -13,8 +13,8 @@ use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Access, Answers, Backend, BackendHealth, BackendState, Echo, Frontend, FrontendPort,
     InboundNat, NatTarget, Network, NetworkVm, Outbound, Peers, Pool, PoolHealth, PortMode, Prefix,
-    Protocol, ProxyPorts, Rule, Scheduler, SecurityList, SecurityProtocol, SecurityRule,
-    SourceRewrite, Spec, SpecError, Terms, Underlay,
+    Protocol, ProxyPorts, PublicAddress, Rule, Scheduler, SecurityList, SecurityProtocol,
+    SecurityRule, SourceRewrite, Spec, SpecError, Terms, Underlay,
 };
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
@@ -110,6 +110,9 @@ struct AnySpec {
     vms: Vec<AnyVm>,
     #[generator(produce::<Vec<AnyList>>().with().len(0..=FEW))]
     lists: Vec<AnyList>,
+    /// Public addresses, each with its vm among all backends.
+    #[generator(produce::<Vec<(u8, u8)>>().with().len(0..=FEW))]
+    publics: Vec<(u8, u8)>,
 }
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -504,7 +507,29 @@ impl AnySpec {
             port: any.port.map(|port| PortId((port % 32).into())),
             security_lists: &vm_lists[own],
         });
+        let backends = pools.iter().flat_map(|pool| {
+            let backends = pool.backends.iter();
+            backends.map(|backend| (pool.vni, backend.address))
+        });
+        let backends: Vec<_> = backends.collect();
+        let publics = few(&self.publics, |_, &(at, vm)| {
+            let backend = backends.get(usize::from(vm) % backends.len().max(1));
+            let backend = backend.filter(|_| vm < 250);
+            let (vni, vm) = backend.copied().unwrap_or((Vni::default(), address(vm)));
+            PublicAddress {
+                address: match (at, vm) {
+                    (0..200, IpAddr::V4(_)) => Ipv4Addr::new(40, 0, 0, at).into(),
+                    (0..200, IpAddr::V6(_)) => {
+                        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, at.into()).into()
+                    }
+                    _ => address(at),
+                },
+                vni,
+                vm,
+            }
+        });
         take(&Spec {
+            public_addresses: &publics,
             security_lists: &lists,
             networks: &networks,
             vms: &vms,

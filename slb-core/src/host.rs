@@ -22,6 +22,7 @@ mod arrival;
 mod call;
 mod establish;
 mod pass_on;
+mod public;
 mod role;
 mod switch;
 mod take_up;

@@ -26,6 +26,7 @@ mod options;
 mod pin;
 mod pipeline;
 mod plain;
+mod public;
 mod returning;
 mod state;
 mod unusual;

@@ -83,6 +83,17 @@ pub enum Step {
         /// The underlay address of that vm's host; `None` if the vm is on this node.
         host: Option<IpAddr>,
     },
+    /// The packet is for a public address of a vm, or leaves with one.
+    PublicAddress {
+        /// VXLAN network of the vm.
+        vni: Vni,
+        /// The public address.
+        public: IpAddr,
+        /// The vm's own address.
+        vm: IpAddr,
+        /// At a mux, the underlay address of the vm's host.
+        host: Option<IpAddr>,
+    },
     /// An access list of a vm decided about the first packet of a connection.
     Judged {
         /// The list, by its index in [`Spec::security_lists`](crate::spec::Spec::security_lists).

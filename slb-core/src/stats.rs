@@ -136,6 +136,11 @@ pub struct Stats {
     /// Connections from before the start that were taken up in the middle, at a host agent or a
     /// proxy.
     pub taken_up: u64,
+    /// Frames for [public addresses](crate::spec::PublicAddress) of vms that got the vm's own
+    /// address, or that a mux sent to the vm's host.
+    pub public_in: Count,
+    /// Frames of vms that left with a [public address](crate::spec::PublicAddress).
+    pub public_out: Count,
 }
 
 impl Stats {
@@ -212,6 +217,8 @@ impl AddAssign for Stats {
         self.passed_on += other.passed_on;
         self.passed_back += other.passed_back;
         self.taken_up += other.taken_up;
+        self.public_in += other.public_in;
+        self.public_out += other.public_out;
     }
 }
 

@@ -186,6 +186,10 @@ drop_reasons! {
     /// [`SecurityList`](crate::spec::SecurityList).
     Denied = "denied":
         "an access list of the vm denies the connection",
+    /// A packet for a vm's [public address](crate::spec::PublicAddress) from an address that is
+    /// [inside](crate::spec::Spec::inside): the vm would answer it with its own address.
+    InsideSource = "inside_source":
+        "inside addresses reach the vm by its own address, not by its public one",
 }
 
 impl fmt::Display for DropReason {

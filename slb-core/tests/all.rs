@@ -64,6 +64,8 @@ mod proxy;
 mod proxy_next_hops;
 #[path = "proxy_world/main.rs"]
 mod proxy_world;
+#[path = "public/main.rs"]
+mod public;
 mod quic;
 mod rates;
 mod refused_take_up;

@@ -1201,6 +1201,14 @@ typedef struct slb_stats {
      * For a host agent or a proxy: connections taken up in the middle.
      */
     uint64_t taken_up;
+    /**
+     * Frames for public addresses of vms.
+     */
+    uint64_t public_in;
+    /**
+     * For a host agent: frames of vms that left with a public address.
+     */
+    uint64_t public_out;
 } slb_stats;
 
 /**
@@ -2537,7 +2545,7 @@ int slb_snapshot_spreads(const struct slb_snapshot *snapshot);
 SLB_ASSERT(sizeof(slb_verdict) == 4);
 SLB_ASSERT(sizeof(slb_address) == 17);
 SLB_ASSERT(sizeof(slb_health) == 128);
-SLB_ASSERT(sizeof(slb_stats) == 8 * (31 + SLB_DROP_REASONS));
+SLB_ASSERT(sizeof(slb_stats) == 8 * (33 + SLB_DROP_REASONS));
 #if UINTPTR_MAX == UINT64_MAX
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);

@@ -474,6 +474,7 @@ impl Builder {
             muxes: muxes.all(),
             networks: &spec_networks,
             vms: &spec_vms,
+            public_addresses: &[],
             security_lists: &[],
             probe_source: *probe_source,
             proxy: proxy.map(|(mode, backend)| ProxyPorts {

@@ -61,7 +61,7 @@ const _: () = {
     assert!(size_of::<slb_verdict>() == 4);
     assert!(size_of::<slb_address>() == 17);
     assert!(size_of::<slb_health>() == 128);
-    assert!(size_of::<slb_stats>() == 8 * (31 + SLB_DROP_REASONS));
+    assert!(size_of::<slb_stats>() == 8 * (33 + SLB_DROP_REASONS));
 };
 #[cfg(target_pointer_width = "64")]
 const _: () = {

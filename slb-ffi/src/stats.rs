@@ -83,6 +83,10 @@ pub struct slb_stats {
     pub connections_imported: u64,
     /// For a host agent or a proxy: connections taken up in the middle.
     pub taken_up: u64,
+    /// Frames for public addresses of vms.
+    pub public_in: u64,
+    /// For a host agent: frames of vms that left with a public address.
+    pub public_out: u64,
 }
 
 impl Default for slb_stats {
@@ -132,6 +136,8 @@ impl slb_stats {
             flows_imported: flows.imported,
             connections_imported: connections.imported,
             taken_up: stats.taken_up,
+            public_in: stats.public_in.packets,
+            public_out: stats.public_out.packets,
         }
     }
 }
@@ -233,6 +239,7 @@ const C_NAMES: [&CStr; DropReason::COUNT] = [
     c"no_neighbour",
     c"too_long",
     c"denied",
+    c"inside_source",
 ];
 
 #[cfg(test)]

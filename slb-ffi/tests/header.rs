@@ -38,7 +38,7 @@ const AFTER: &str = "\
 SLB_ASSERT(sizeof(slb_verdict) == 4);
 SLB_ASSERT(sizeof(slb_address) == 17);
 SLB_ASSERT(sizeof(slb_health) == 128);
-SLB_ASSERT(sizeof(slb_stats) == 8 * (31 + SLB_DROP_REASONS));
+SLB_ASSERT(sizeof(slb_stats) == 8 * (33 + SLB_DROP_REASONS));
 #if UINTPTR_MAX == UINT64_MAX
 SLB_ASSERT(sizeof(slb_frame) == 24);
 SLB_ASSERT(sizeof(slb_backend) == 72);

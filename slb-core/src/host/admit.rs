@@ -241,7 +241,7 @@ fn place_of(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> Place {
 }
 
 /// Returns true if a packet is of neighbour discovery, which no router forwards.
-fn is_of_link(frame: &[u8], packet: &Packet) -> bool {
+pub(super) fn is_of_link(frame: &[u8], packet: &Packet) -> bool {
     packet.shape.family == Family::Ipv6
         && packet.is_icmp()
         && packet.shape.part == Part::Whole

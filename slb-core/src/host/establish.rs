@@ -12,13 +12,14 @@
 //! | from a vm, to an address that is inside ([`Spec::inside`](crate::spec::Spec::inside)) | passed on as it is, and so are its answers |
 //! | from a vm that no outbound rule lets out, to a VIP | passed on as it is: an internal one asks for no other name |
 //! | from a vm, to an address that no host has | dropped as martian |
-//! | from a vm, to the outside | a connection from a port of its own, if an outbound rule lets it; where all are in use towards there, the vm is told |
+//! | from a vm that has a public address, to the outside | sent with that address: see [`public`](super::public) |
+//! | from another vm, to the outside | a connection from a port of its own, if an outbound rule lets it; where all are in use towards there, the vm is told |
 //! | a segment of no connection that is no SYN | a RST to its sender, where the rule says so |
 
 use core::net::IpAddr;
 use core::ops::Deref;
 
-use super::HostRole;
+use super::{HostRole, public};
 use crate::answer::IcmpError;
 use crate::frame::Frame;
 use crate::nat::connection::{Connection, Policy};
@@ -61,6 +62,9 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 return Err(self.refuse::<A, HostRole>(frame, lane, (taken, resets), seen));
             }
             return Err(Verdict::Pass);
+        }
+        if public::leaves(snapshot, lane.zone, source, destination) {
+            return Err(Verdict::Pass); // which sends it with that address
         }
         match self.take_up_outward::<A>(lane, segment) {
             TakeUp::Connection(connection) => return Ok(Opened::TakenUp(connection)),
@@ -195,7 +199,7 @@ pub(super) fn is_of_vm(snapshot: &Snapshot<'_>, vm: &Vm, address: IpAddr) -> boo
 
 /// Returns true if no host can have an address: "this network", 240.0.0.0/4 (RFC 6890 §2.2.2) and
 /// IPv4-mapped addresses (RFC 6890 §2.2.3).
-fn is_nowhere(address: IpAddr) -> bool {
+pub(super) fn is_nowhere(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => matches!(address.octets()[0], 0 | 240..),
         IpAddr::V6(address) => address.to_ipv4_mapped().is_some(),

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use core::ops::Deref;
 
 use super::arrival::{Arrivals, decapsulate};
-use super::{call, establish, pass_on};
+use super::{call, establish, pass_on, public};
 use crate::frame::Frame;
 use crate::link::{self, Link};
 use crate::nat::connection::Policy;
@@ -108,6 +108,10 @@ impl Role for HostRole {
                 .map_err(Verdict::Drop)?;
         }
         seen.step(lane.frame.into(), Step::Parsed(lane.packet));
+        let is_inward = lane.direction == Direction::Inward;
+        if is_inward && !pipeline.snapshot.nat.networks.publics.is_empty() {
+            pipeline.public_in(frame, lane, seen)?;
+        }
         if lane.packet.is_plain() {
             return Ok(());
         }
@@ -195,12 +199,18 @@ impl Role for HostRole {
     }
 
     #[inline]
-    fn answers_directly(snapshot: &Snapshot<'_>, zone: PortId, client: IpAddr, _: IpAddr) -> bool {
+    fn answers_directly(
+        snapshot: &Snapshot<'_>,
+        zone: PortId,
+        client: IpAddr,
+        server: IpAddr,
+    ) -> bool {
         is_reached_untranslated(snapshot, zone, client)
+            || public::leaves(snapshot, zone, server, client)
     }
 
     /// Forwards a packet to the vm's own address, passes one to an address that is reached
-    /// untranslated, and drops all others.
+    /// untranslated or with the vm's public address, and drops all others.
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let destination = lane.own_packet().tuple().destination;
         match lane.direction {
@@ -210,6 +220,7 @@ impl Role for HostRole {
             Direction::Outward if is_reached_untranslated(snapshot, lane.zone, destination) => {
                 Verdict::Pass
             }
+            Direction::Outward if public::has_lane(snapshot, lane) => Verdict::Pass,
             _ => Verdict::Drop(reason),
         }
     }
@@ -255,6 +266,15 @@ impl Role for HostRole {
     #[inline]
     fn judges(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
         !snapshot.nat.security.is_unused() && Self::has_lists(snapshot, lane)
+            || public::has_lane(snapshot, lane)
+    }
+
+    fn as_arrived<'s, S: Deref<Target = Snapshot<'s>>>(
+        pipeline: &Pipeline<'_, S>,
+        frame: &mut Frame<'_>,
+        lane: &Lane,
+    ) -> Lane {
+        pipeline.as_arrived(frame, lane)
     }
 
     fn neighbour_discovery(_: &Snapshot<'_>, lane: &Lane) -> Verdict {
@@ -359,7 +379,7 @@ impl Role for HostRole {
 }
 
 /// Decides about an IP packet with unreadable headers: it is passed to the vm or the kernel, unless
-/// it is to or from a VIP.
+/// it is to or from a VIP, or for a public address.
 #[cold]
 fn refuse_bad(
     snapshot: &Snapshot<'_>,
@@ -370,7 +390,9 @@ fn refuse_bad(
     let ends = ends_of_bad(frame.bytes());
     let is_vip = |address| snapshot.is_vip_at(lane.zone, address);
     let is_ours = |(source, destination)| match lane.direction {
-        Direction::Inward => is_vip(destination),
+        Direction::Inward => {
+            is_vip(destination) || snapshot.nat.networks.publics.at(destination).is_some()
+        }
         Direction::Outward => is_vip(destination) || is_vip(source),
     };
     match lane.direction {
@@ -382,7 +404,11 @@ fn refuse_bad(
 
 /// Returns true if the vm at a port reaches an address, and answers it, under its own address.
 #[cold]
-fn is_reached_untranslated(snapshot: &Snapshot<'_>, port: PortId, address: IpAddr) -> bool {
+pub(super) fn is_reached_untranslated(
+    snapshot: &Snapshot<'_>,
+    port: PortId,
+    address: IpAddr,
+) -> bool {
     let vm = snapshot.nat.vm_by_port(port);
     if snapshot.is_private_at(address, port) {
         return false;

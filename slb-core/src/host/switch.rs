@@ -7,6 +7,7 @@
 //! | an echo request for a gateway | answered |
 //! | a packet for a vm of its network on this node | sent out of that vm's port |
 //! | a packet for a vm of its network elsewhere | sent to that vm's host in VXLAN, in the network |
+//! | a packet to the outside, from a vm with a public address | sent with that address: see [`public`](super::public) |
 //! | a packet for an address of its network that no other vm has | dropped |
 //! | a packet for a private address outside of its network | dropped |
 //! | a packet from an address that is not the vm's | dropped |
@@ -80,6 +81,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let snapshot = &*self.snapshot;
         let nat = &snapshot.nat;
         let Some(&neighbour) = nat.networks.neighbour(destination, vm.vni) else {
+            if let Some(verdict) = self.public_out(frame, lane, (&vm, &packet), seen) {
+                return verdict;
+            }
+            let snapshot = &*self.snapshot;
+            let nat = &snapshot.nat;
             if snapshot.is_vip_at(vm.port, destination) {
                 return Verdict::Pass;
             }
@@ -116,26 +122,30 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         self.send_to(frame, &lane, &vm, &neighbour)
     }
 
-    /// Leaves a frame of a vm without a network to the kernel, unless an access list of the vm denies it.
+    /// Leaves a frame of a vm without a network to the kernel, unless an access list of the vm denies it, or the vm
+    /// has a public address for it.
     fn pass_on_link(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &mut Frame<'_>,
         lane: &Lane,
         vm: &Vm,
         seen: &mut impl Observe,
     ) -> Verdict {
-        if vm.lists.is_empty() {
+        let is_judged = !vm.lists.is_empty();
+        if !is_judged && self.snapshot.nat.networks.publics.is_empty() {
             return Verdict::Pass;
         }
         let mut packet = Packet::EMPTY;
         match packet.read(frame.bytes()) {
-            Read::Ip => match self.let_out(frame, lane, (vm, &packet), seen) {
-                Ok(()) => Verdict::Pass,
-                Err(verdict) => verdict,
-            },
-            Read::Other => Verdict::Pass,
-            Read::Bad(reason) => Verdict::Drop(reason),
+            Read::Ip => {}
+            Read::Bad(reason) if is_judged => return Verdict::Drop(reason),
+            Read::Bad(_) | Read::Other => return Verdict::Pass,
         }
+        if is_judged && let Err(verdict) = self.let_out(frame, lane, (vm, &packet), seen) {
+            return verdict;
+        }
+        let public = self.public_out(frame, lane, (vm, &packet), seen);
+        public.unwrap_or(Verdict::Pass)
     }
 
     /// Sends a packet to another vm of the sender's network.

@@ -152,11 +152,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         lanes.get_mut(..count).unwrap_or_default()
     }
 
-    /// Decides about an IP packet with unreadable headers: it is passed, unless it is for a VIP.
+    /// Decides about an IP packet with unreadable headers: it is passed, unless it is for a VIP or a
+    /// public address of a vm.
     #[cold]
     pub(super) fn refuse_bad(&self, frame: &Frame<'_>, reason: DropReason) -> Verdict {
+        let publics = &self.snapshot.nat.networks.publics;
+        let is_ours = |to| self.snapshot.is_vip(to) || publics.at(to).is_some();
         match ends_of_bad(frame.bytes()) {
-            Some((_, destination)) if self.snapshot.is_vip(destination) => Verdict::Drop(reason),
+            Some((_, destination)) if is_ours(destination) => Verdict::Drop(reason),
             _ => Verdict::Pass,
         }
     }
@@ -174,7 +177,11 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             seen.step(lane.frame.into(), Step::Classified(found));
         }
         let verdict = match found {
-            Ok(RuleMatch::NotVip) => self.take_back(frame, lane, seen).unwrap_or(Verdict::Pass),
+            Ok(RuleMatch::NotVip) => {
+                let public = self.send_to_public(frame, lane, seen);
+                let found = public.or_else(|| self.take_back(frame, lane, seen));
+                found.unwrap_or(Verdict::Pass)
+            }
             Ok(_) => Verdict::Drop(DropReason::NoRule),
             Err(verdict) => verdict,
         };

@@ -7,6 +7,7 @@
 //! - `ages`: connections that may be evicted;
 //! - `direct_flows`: flows of vms with access lists that have no connection;
 //! - `rewrite`: headers, checksums and the quotes of ICMP errors;
+//! - `readdress`: 1:1 NAT, which needs no state;
 //! - [`ports`], `port_table`: the ports of a vm's outbound connections.
 //!
 //! Behaviour follows RFC 4787 (UDP), RFC 5382 (TCP) and RFC 5508 (ICMP).
@@ -18,6 +19,7 @@ pub(crate) mod index;
 pub(crate) mod pipeline;
 pub(crate) mod port_table;
 pub mod ports;
+pub(crate) mod readdress;
 pub(crate) mod rewrite;
 pub(crate) mod rule_id;
 pub(crate) mod table;

@@ -202,7 +202,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     ) -> bool {
         lane.len = frame.len() as u32;
         lane.frame = place;
-        lane.error = None;
+        (lane.error, lane.is_public) = (None, false);
         match R::arrive(self, frame, lane, last, seen) {
             Ok(()) => {
                 let connections = &self.tables.connections;

@@ -22,6 +22,9 @@ pub(crate) trait Rewrite: Addresses {
     /// The addresses of a packet.
     fn of(packet: &Packet) -> Self;
 
+    /// Returns the addresses of an IP header.
+    fn of_header(ip: &[u8]) -> Option<Self>;
+
     /// Returns the words of a packet with these addresses.
     fn to_words(self) -> [u64; 4];
 
@@ -44,6 +47,11 @@ impl Rewrite for u64 {
     #[inline]
     fn of(packet: &Packet) -> Self {
         packet.addresses[0]
+    }
+
+    fn of_header(ip: &[u8]) -> Option<Self> {
+        let bytes = ip.get(12..)?.first_chunk()?;
+        Some(Self::from_le_bytes(*bytes))
     }
 
     fn to_words(self) -> [u64; 4] {
@@ -83,6 +91,15 @@ impl Rewrite for [u64; 4] {
     #[inline]
     fn of(packet: &Packet) -> Self {
         packet.addresses
+    }
+
+    fn of_header(ip: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 32] = ip.get(8..)?.first_chunk()?;
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
     }
 
     fn to_words(self) -> [u64; 4] {
@@ -176,6 +193,12 @@ pub(super) fn rewrite_tcp(header: &mut [u8], ports: u32, delta: u32) -> Result<(
 #[inline]
 pub(super) fn rewrite_udp(header: &mut [u8], ports: u32, delta: u32) -> Result<(), Cut> {
     write_ports(header, ports)?;
+    update_udp(header, delta)
+}
+
+/// Updates the checksum of a UDP header, if it has one, for words that now sum up to `delta` more.
+#[inline]
+pub(super) fn update_udp(header: &mut [u8], delta: u32) -> Result<(), Cut> {
     let field: &mut [u8; 2] = header
         .get_mut(6..8)
         .and_then(<[u8]>::first_chunk_mut)
@@ -230,7 +253,7 @@ fn write_ports(transport: &mut [u8], ports: u32) -> Result<(), Cut> {
 
 /// Updates the checksum at `at` for words that now sum up to `delta` more.
 #[inline]
-fn update(bytes: &mut [u8], at: usize, delta: u32) -> Result<(), Cut> {
+pub(super) fn update(bytes: &mut [u8], at: usize, delta: u32) -> Result<(), Cut> {
     let field = bytes.get_mut(at..at + 2).ok_or(Cut)?;
     let old = u16::from_le_bytes([field[0], field[1]]);
     let new = !fold_once(u32::from(!old) + delta);
@@ -315,7 +338,7 @@ fn restore<A: Rewrite>(quote: &mut [u8], side: Side<A>, deltas: (u16, u16)) -> O
     Some(())
 }
 
-fn sum(bytes: &[u8]) -> u64 {
+pub(super) fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(2);
     let mut sum = 0;
     for word in &mut words {

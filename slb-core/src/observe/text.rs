@@ -27,6 +27,7 @@ impl Step {
             Self::Connection(_) => "connection",
             Self::PassedOn { .. } => "passed on",
             Self::Switched { .. } => "neighbour",
+            Self::PublicAddress { .. } => "public",
             Self::Judged { .. } => "access",
             Self::Translated(_) => "translated",
             Self::Done(_) => "verdict",
@@ -126,6 +127,22 @@ impl fmt::Display for Named<'_> {
                 match host {
                     Some(host) => write!(f, "in VXLAN to host {host}"),
                     None => f.write_str("on this node"),
+                }
+            }
+            Step::PublicAddress {
+                vni,
+                public,
+                vm,
+                host,
+            } => {
+                write!(f, "{public} is vm {vm}'s in ")?;
+                match self.spec.and_then(|spec| network(spec, vni)) {
+                    Some(network) => write!(f, "network {:?}", network.name)?,
+                    None => write!(f, "VNI {vni}")?,
+                }
+                match host {
+                    Some(host) => write!(f, ", on host {host}"),
+                    None => Ok(()),
                 }
             }
             Step::Judged {

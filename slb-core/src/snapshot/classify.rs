@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use super::Snapshot;
-use super::networks::Reached;
+use super::networks::{Neighbour, Reached};
 use super::probe_map::NONE;
 use crate::packet::{EchoMessage, Family, Packet};
 use crate::spec::Echo;
@@ -122,6 +122,14 @@ impl Snapshot<'_> {
     pub(crate) fn is_in_network(&self, address: IpAddr, zone: PortId) -> bool {
         let vm = self.nat.vm_by_port(zone);
         vm.is_some_and(|vm| self.nat.networks.neighbour(address, vm.vni).is_some())
+    }
+
+    /// Returns the outer header for the vm of a neighbour, wherever it runs.
+    pub(crate) fn way_to_neighbour(&self, neighbour: &Neighbour) -> Option<&Template> {
+        Some(match self.nat.networks.way_to(neighbour)? {
+            Reached::Backend(index) => &self.backend(index)?.template,
+            Reached::Template(template) => template,
+        })
     }
 
     /// Returns the outer header for another vm in the network of the vm at a port; `None` if no vm

@@ -6,7 +6,7 @@ use core::net::IpAddr;
 use super::Snapshot;
 use super::faults::{backends, duplicates_of, finder, private_networks};
 use super::locals::owner;
-use crate::spec::{Backend, Protocol, RuleItem, Spec, SpecError, derived_mac};
+use crate::spec::{Backend, Protocol, PublicAddressFault, RuleItem, Spec, SpecError, derived_mac};
 use crate::wire::vxlan::Vni;
 
 /// The use of an address.
@@ -191,7 +191,13 @@ impl Snapshot<'_> {
             };
             conflict(spec, frontend, taken)
         });
-        taken.or(inside).or_else(|| beside_vips(spec).next())
+        let mut publics = (0..).zip(spec.public_addresses);
+        let public = publics.find_map(|(index, public)| {
+            let frontend = self.frontend_at(public.address)?;
+            Some(PublicAddressFault::Frontend { frontend }.of(index))
+        });
+        let found = taken.or(inside).or(public);
+        found.or_else(|| beside_vips(spec).next())
     }
 
     /// Records whether the address of any vm or gateway is a VIP.

@@ -74,6 +74,7 @@ pub(super) fn of_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError
         .chain(inside)
         .chain(probed)
         .chain(spec.network_faults())
+        .chain(spec.public_address_faults())
         .chain(rules)
         .chain(nat)
         .chain(outbound)
@@ -229,7 +230,7 @@ fn of_private<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's {
 }
 
 /// Finds the index of the network that a private frontend belongs to. A proxy has no networks.
-pub(super) fn private_networks<'s>(
+pub(crate) fn private_networks<'s>(
     spec: &'s Spec<'_>,
 ) -> impl Fn(usize) -> Option<usize> + Clone + 's {
     let private = spec.private_frontends();
@@ -393,6 +394,7 @@ fn between_items<'s>(spec: &'s Spec<'_>) -> impl Iterator<Item = SpecError> + 's
         .chain(numbers)
         .chain(vms(spec))
         .chain(networks(spec))
+        .chain(spec.public_address_clashes())
 }
 
 /// Yields frontends with the same address: two in one network, two public ones, or a private and a

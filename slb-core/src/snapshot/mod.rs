@@ -30,6 +30,7 @@ pub(crate) mod owners;
 mod private;
 mod probe_map;
 pub(crate) mod proxy;
+pub(crate) mod publics;
 mod registry;
 pub(crate) mod security;
 mod slots;

@@ -4,9 +4,10 @@ use core::net::IpAddr;
 
 use super::addresses::words;
 use super::probe_map::{NONE, ProbeMap, RuleBucket, VipBucket};
+use super::publics::{Public, Publics};
 use crate::mem::{Counter, Mem, Memory};
 use crate::spec::network::Seat;
-use crate::spec::{Prefix, Spec, SpecError, ranges};
+use crate::spec::{Prefix, PublicAddressFault, Spec, SpecError, ranges};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::PortId;
 use crate::wire::ethernet::MacAddress;
@@ -64,6 +65,8 @@ pub(crate) struct Networks<'m> {
     gateways: Mem<'m, IpAddr>,
     /// True if an address in some network is also a VIP.
     has_vips: bool,
+    /// Public addresses of vms.
+    pub(crate) publics: Publics<'m>,
 }
 
 /// The number of items of each kind.
@@ -74,6 +77,7 @@ pub(super) struct NetworksSize {
     networks: usize,
     spaces: usize,
     gateways: usize,
+    publics: usize,
 }
 
 impl NetworksSize {
@@ -87,6 +91,7 @@ impl NetworksSize {
             networks: spec.networks.len(),
             spaces: of_networks(|network| network.prefixes.len()),
             gateways: of_networks(|network| network.gateways.len()),
+            publics: spec.public_addresses.len(),
         }
     }
 
@@ -99,7 +104,8 @@ impl NetworksSize {
         counter.add::<Template>(self.vms)?;
         counter.add::<CompiledNetwork>(self.networks)?;
         counter.add::<[IpAddr; 2]>(self.spaces)?;
-        counter.add::<IpAddr>(self.gateways)
+        counter.add::<IpAddr>(self.gateways)?;
+        Publics::count(self.publics, counter)
     }
 }
 
@@ -134,6 +140,7 @@ impl<'m> Networks<'m> {
             spaces: memory.take(size.spaces, [NO_ADDRESS; 2])?,
             gateways: memory.take(size.gateways, NO_ADDRESS)?,
             has_vips: false,
+            publics: Publics::new(size.publics, memory)?,
         })
     }
 
@@ -198,7 +205,58 @@ impl<'m> Networks<'m> {
         for (vm, seat) in spec.vm_seats() {
             self.seat(spec, &mut place, &seat, Way::Vm(vm as u32))?;
         }
+        self.compile_publics(spec)
+    }
+
+    /// Records the public addresses of vms.
+    fn compile_publics(&mut self, spec: &Spec<'_>) -> Result<(), SpecError> {
+        for (index, public) in spec.public_addresses.iter().enumerate() {
+            let (vni, own) = (public.vni, public.vm);
+            let seat = self.addresses.get(words(own));
+            let seat = seat.map(|number| place_key(number, vni));
+            let found = seat.and_then(|seat| Some((seat, self.places.get(seat)?)));
+            let no_vm = PublicAddressFault::NoVm.of(index);
+            let (seat, neighbour) = found.ok_or(no_vm)?;
+            let network = self.of(vni);
+            let is_inside = network.is_some_and(|network| self.has(network, public.address))
+                || self.neighbour(public.address, vni).is_some();
+            if is_inside {
+                return Err(PublicAddressFault::InNetwork.of(index));
+            }
+            let compiled = Public {
+                address: public.address,
+                vm: own,
+                vni,
+                neighbour,
+            };
+            let inserted = self.publics.insert(index as u32, compiled, seat);
+            inserted.map_err(|first| {
+                let fault = match first {
+                    Ok(first) => PublicAddressFault::Taken {
+                        first: first as usize,
+                    },
+                    Err(first) => PublicAddressFault::VmTaken {
+                        first: first as usize,
+                    },
+                };
+                fault.of(index)
+            })?;
+        }
         Ok(())
+    }
+
+    /// Returns the public address of a vm's own address in a network.
+    pub(crate) fn public_of(&self, own: IpAddr, vni: Vni) -> Option<&Public> {
+        if self.publics.is_empty() {
+            return None;
+        }
+        let number = self.addresses.get(words(own))?;
+        self.publics.of_seat(place_key(number, vni))
+    }
+
+    /// Returns the vm of a public address.
+    pub(crate) fn neighbour_of(&self, public: &Public) -> Option<&Neighbour> {
+        self.neighbours.get(public.neighbour as usize)
     }
 
     /// Records the owner of an address in a network. If the address has an owner already, it has to

@@ -6,7 +6,7 @@ use core::fmt;
 use core::net::IpAddr;
 
 use self::message::Named;
-use super::Spec;
+use super::{PublicAddressFault, Spec};
 use crate::maglev::MaglevError;
 use crate::verdict::PortId;
 
@@ -448,6 +448,13 @@ pub enum SpecError {
         list: usize,
         /// The number of lists.
         count: usize,
+    },
+    /// A public address of a vm is refused.
+    PublicAddress {
+        /// The index in [`Spec::public_addresses`].
+        index: usize,
+        /// The reason.
+        fault: PublicAddressFault,
     },
     /// The spec has more items of a kind than can be numbered.
     TooMany {

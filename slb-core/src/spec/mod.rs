@@ -5,6 +5,7 @@ mod error;
 pub(crate) mod network;
 mod prefix;
 mod proxy;
+mod public;
 pub(crate) mod ranges;
 pub(crate) mod security;
 pub(crate) mod snat;
@@ -13,6 +14,7 @@ pub use error::{RuleItem, SpecError};
 pub use network::{Network, NetworkVm};
 pub use prefix::{INSIDE, Prefix};
 pub use proxy::{FrontendPort, PortMode, ProxyPorts, SourceRewrite};
+pub use public::{PublicAddress, PublicAddressFault};
 pub use security::{
     Access, DefaultRule, MOST_LISTS, MOST_RANGES_OF_LIST, MOST_RULES_OF_LIST, Peers, SecurityList,
     SecurityProtocol, SecurityRule,
@@ -61,6 +63,8 @@ pub struct Spec<'a> {
     pub networks: &'a [Network<'a>],
     /// Vms of networks that are no backends.
     pub vms: &'a [NetworkVm<'a>],
+    /// Public addresses of single vms: 1:1 NAT.
+    pub public_addresses: &'a [PublicAddress],
     /// Access lists, which pools, vms and networks refer to by their indexes. Host agents enforce them; other roles
     /// ignore them.
     pub security_lists: &'a [SecurityList<'a>],
@@ -117,6 +121,7 @@ impl Default for Spec<'_> {
             muxes: &[],
             networks: &[],
             vms: &[],
+            public_addresses: &[],
             security_lists: &[],
             inside: INSIDE,
             probe_source: ProbeSource::default(),

@@ -221,7 +221,7 @@ impl<'a> Spec<'a> {
 
 /// Returns a function that is true for an address in an address space of the network with an index.
 #[cfg(feature = "alloc")]
-fn spaces(networks: &[Network<'_>]) -> impl Fn(usize, IpAddr) -> bool + use<> {
+pub(super) fn spaces(networks: &[Network<'_>]) -> impl Fn(usize, IpAddr) -> bool + use<> {
     let all = networks.iter().map(|network| {
         let ranges = network.prefixes.iter().filter_map(Prefix::range);
         let mut ranges: alloc::vec::Vec<_> = ranges.collect();
@@ -238,7 +238,7 @@ fn spaces(networks: &[Network<'_>]) -> impl Fn(usize, IpAddr) -> bool + use<> {
 
 /// Returns a function that is true for an address in an address space of the network with an index.
 #[cfg(not(feature = "alloc"))]
-fn spaces<'a>(networks: &'a [Network<'a>]) -> impl Fn(usize, IpAddr) -> bool + use<'a> {
+pub(super) fn spaces<'a>(networks: &'a [Network<'a>]) -> impl Fn(usize, IpAddr) -> bool + use<'a> {
     move |network, address| {
         let prefixes = networks.get(network).map_or(&[][..], |of| of.prefixes);
         let mut ranges = prefixes.iter().filter_map(Prefix::range);

@@ -1,7 +1,7 @@
 //! Networks of vms: who reaches whom, what host agents answer for, and that networks are apart.
 
 mod apart;
-mod net;
+pub mod net;
 mod vips;
 
 use std::net::{IpAddr, Ipv6Addr};

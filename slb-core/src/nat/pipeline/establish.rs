@@ -182,6 +182,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     && let Some(resets) = self.note_direct::<A, R>(lane, segment)
                 {
                     let taken = IcmpError::TupleTaken;
+                    let lane = &R::as_arrived(self, frame, lane);
                     return Err(self.refuse::<A, R>(frame, lane, (taken, resets), seen));
                 }
                 return Err(R::not_ours(&self.snapshot, lane, none));

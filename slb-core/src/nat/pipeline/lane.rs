@@ -28,6 +28,8 @@ pub(crate) struct Lane {
     /// Index of the frame in the burst.
     pub(crate) frame: u8,
     pub(crate) direction: Direction,
+    /// True if the packet came for a public address, and has the vm's own one now.
+    pub(crate) is_public: bool,
     /// For an ICMP error about a connection, the addresses of the error itself; `packet` has the
     /// tuple of the connection's packets.
     pub(crate) error: Option<[u64; 4]>,
@@ -43,6 +45,7 @@ impl Lane {
         sender: NO_SENDER,
         frame: 0,
         direction: Direction::Inward,
+        is_public: false,
         error: None,
     };
 

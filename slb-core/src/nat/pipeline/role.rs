@@ -171,8 +171,18 @@ pub(crate) trait Role: Sized {
         Ok(())
     }
 
-    /// Returns true if a packet is judged by its ports, so that later fragments need their first one even if no
-    /// connection has them.
+    /// Gives a packet back the address that it arrived with, before it is refused, and returns its
+    /// lane.
+    fn as_arrived<'s, S: Deref<Target = Snapshot<'s>>>(
+        _: &Pipeline<'_, S>,
+        _: &mut Frame<'_>,
+        lane: &Lane,
+    ) -> Lane {
+        *lane
+    }
+
+    /// Returns true if a packet is judged by its ports, or translated by itself if no connection has it, so that later
+    /// fragments need their first one even if no connection has them.
     fn judges(_: &Snapshot<'_>, _: &Lane) -> bool {
         false
     }

@@ -114,7 +114,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             let [lane, ..] = lanes;
             (lane.frame, lane.error, lane.len) = (0, None, arrival.len);
             (lane.direction, lane.zone) = (arrival.direction, arrival.zone);
-            lane.sender = arrival.sender;
+            (lane.sender, lane.is_public) = (arrival.sender, false);
             self.stats.released.add(arrival.len as usize);
             let found = match lane.packet.read(frame.bytes()) {
                 Read::Ip => self.classify_unusual::<R>(frame, lane, &mut ()),

@@ -1,9 +1,10 @@
 //! The messages of faults, with the names of items if they are known.
 
 use core::fmt;
+use core::net::IpAddr;
 
 use super::{RuleItem, SpecError};
-use crate::spec::{Backend, NatTarget, Pool, Spec};
+use crate::spec::{Backend, NatTarget, Pool, PublicAddressFault, Spec};
 
 /// An item, written as its name in quotes if it is known, else as its index.
 struct Name<'a>(usize, Option<&'a str>);
@@ -13,6 +14,18 @@ impl fmt::Display for Name<'_> {
         match self.1 {
             Some(name) => write!(f, "{name:?}"),
             None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// An address, if it is known, else its index.
+struct OrIndex(Option<IpAddr>, usize);
+
+impl fmt::Display for OrIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => write!(f, "{}", self.1),
         }
     }
 }
@@ -73,6 +86,50 @@ impl<'a> Named<'a> {
             index,
             all.nth(index).map(|backend: &Backend<'_>| backend.name),
         )
+    }
+
+    /// Writes the fault of a public address.
+    fn public_address(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        index: usize,
+        fault: PublicAddressFault,
+    ) -> fmt::Result {
+        let address = |index: usize| {
+            let found = self.spec.and_then(|spec| spec.public_addresses.get(index));
+            OrIndex(found.map(|public| public.address), index)
+        };
+        write!(f, "public address {}: ", address(index))?;
+        match fault {
+            PublicAddressFault::AtProxy => {
+                f.write_str("a proxy has none: expected a mux or a host agent")
+            }
+            PublicAddressFault::Unusable => {
+                f.write_str("expected a unicast address that others reach")
+            }
+            PublicAddressFault::Families => {
+                f.write_str("expected an address of the family of the vm's own address")
+            }
+            PublicAddressFault::NoVm => {
+                f.write_str("expected the own address of a backend or vm of the network")
+            }
+            PublicAddressFault::Taken { first } => {
+                write!(f, "entry {first} has the address already")
+            }
+            PublicAddressFault::VmTaken { first } => {
+                write!(
+                    f,
+                    "the vm has the public address {} already",
+                    address(first)
+                )
+            }
+            PublicAddressFault::Frontend { frontend } => {
+                write!(f, "frontend {} has the address", self.frontend(frontend))
+            }
+            PublicAddressFault::InNetwork => {
+                f.write_str("expected an address outside of the vm's own network")
+            }
+        }
     }
 
     fn item(&self, item: RuleItem) -> (&'static str, Name<'a>) {
@@ -491,6 +548,7 @@ impl fmt::Display for Named<'_> {
                 f,
                 "security list {list} does not exist, there are {count}"
             ),
+            SpecError::PublicAddress { index, fault } => self.public_address(f, index, fault),
             SpecError::TooMany { what, count, most } => {
                 write!(f, "expected at most {most} {what}, got {count}")
             }

@@ -8,6 +8,7 @@ mod fleet;
 mod networks;
 mod node;
 mod origin;
+mod public;
 mod read;
 mod security;
 mod services;
@@ -42,6 +43,7 @@ pub use self::fleet::Common;
 pub use self::networks::{Network, NetworkVm};
 pub use self::node::{Node, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Role};
 pub use self::origin::Origin;
+pub use self::public::PublicAddress;
 pub use self::security::{SecurityList, SecurityRule};
 pub(crate) use self::security::{direction_name, named, named_ports};
 pub use self::services::{
@@ -62,6 +64,8 @@ pub struct Config {
     pub networks: Vec<Network>,
     /// `[[vm]]`.
     pub network_vms: Vec<NetworkVm>,
+    /// `[[public_address]]`.
+    pub public_addresses: Vec<PublicAddress>,
     /// `[[security_list]]`, each with its `[[security_rule]]`s.
     pub security_lists: Vec<SecurityList>,
     /// `[[frontend]]`.

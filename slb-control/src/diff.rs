@@ -102,6 +102,11 @@ impl Diff {
         diff.compare_fields("network", &networks(old), &networks(new));
         diff.compare_fields("frontend", &frontends(old), &frontends(new));
         diff.compare_fields("vm", &network_vms(old), &network_vms(new));
+        diff.compare_fields(
+            "public_address",
+            &public_addresses(old),
+            &public_addresses(new),
+        );
         diff.compare_fields("security_rule", &security_rules(old), &security_rules(new));
         diff.changed.extend(vm_moves(old, new));
         diff.changed.extend(zone_changes(old, new));
@@ -616,6 +621,20 @@ fn network_vms(config: &Config) -> Vec<Fields> {
             ("security_list", security_lists(config, &vm.security_lists)),
         ];
         (format!("{network}/{}", vm.name), fields)
+    });
+    fields.collect()
+}
+
+/// Returns the public addresses of vms, each with the network's name or the VNI.
+fn public_addresses(config: &Config) -> Vec<Fields> {
+    let fields = config.public_addresses.iter().map(|public| {
+        let network = config.network_of(public.vni);
+        let network = network.map_or_else(
+            || format!("VNI {}", public.vni),
+            |network| network.name.clone(),
+        );
+        let fields = vec![("vm", public.vm.to_string()), ("network", network)];
+        (public.address.to_string(), fields)
     });
     fields.collect()
 }

@@ -5,6 +5,7 @@ mod addresses;
 mod claims;
 mod faults;
 mod networks;
+mod public;
 mod security;
 mod vms;
 
@@ -113,7 +114,10 @@ pub(crate) fn is_too_large(config: &Config, faults: &Faults<'_>) -> bool {
             return true;
         }
     }
-    if networks::are_too_many(config, faults) || security::are_too_many(config, faults) {
+    if networks::are_too_many(config, faults)
+        || security::are_too_many(config, faults)
+        || public::are_too_many(config, faults)
+    {
         return true;
     }
     if let Some(span) = config.ports.rewrite_spans.get(MOST_RULES) {

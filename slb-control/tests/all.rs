@@ -38,6 +38,7 @@ mod probe;
 mod probe_sources;
 #[cfg(feature = "probe")]
 mod prober;
+mod public_addresses;
 mod quic;
 mod scale;
 mod seats;

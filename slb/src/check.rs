@@ -106,6 +106,15 @@ pub(crate) fn run(options: &CheckOptions) -> Result<(), Failure> {
             }
         )?;
     }
+    for public in &config.public_addresses {
+        let network = config.network_of(public.vni);
+        let network = network.map_or_else(
+            || format!("VNI {}", public.vni),
+            |network| format!("network {:?}", network.name),
+        );
+        let (address, vm) = (public.address, public.vm);
+        say_line!("  public address {address}: to vm {vm} in {network}")?;
+    }
     for (place, list) in config.security_lists.iter().enumerate() {
         let has = |lists: &[usize]| lists.contains(&place);
         let networks = config.networks.iter().filter(|of| has(&of.security_lists));

@@ -400,6 +400,13 @@ impl<'a> Report<'a> {
                 counted(stats.syns, "SYN")
             );
         }
+        let (public_in, public_out) = (stats.public_in.packets, stats.public_out.packets);
+        if public_in + public_out > 0 {
+            let _ = writeln!(
+                text,
+                "public addresses of vms: {public_in} packets in, {public_out} out"
+            );
+        }
         let _ = writeln!(
             text,
             "rate: {:.2} M packets/s, including reading and writing",
@@ -560,6 +567,8 @@ impl<'a> Report<'a> {
             "passed_on": self.tally.stats.passed_on,
             "passed_back": self.tally.stats.passed_back,
             "taken_up": self.tally.stats.taken_up,
+            "public_in": count(self.tally.stats.public_in),
+            "public_out": count(self.tally.stats.public_out),
             "received": count(self.tally.stats.received),
             "forwarded": count(self.tally.stats.forwarded),
             "replied": count(self.tally.stats.replied),

@@ -74,6 +74,8 @@ mod package;
 mod printing;
 mod private_vips;
 mod proxy_subnet;
+#[cfg(feature = "live")]
+mod public_live;
 mod queues;
 mod reloads;
 mod replay_files;

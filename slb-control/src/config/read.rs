@@ -19,7 +19,7 @@ use super::addresses::Kind;
 use super::zones::read_zones;
 use super::{
     Config, Findings, Frontend, Origin, Outbound, Protocol, Role, Rule, SecurityList, addresses,
-    networks, security,
+    networks, public, security,
 };
 use crate::document::Section;
 use crate::validate::Names;
@@ -48,6 +48,14 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let pools = read_all(root, "pool", |section| {
         read_pool(section, is_proxy, &names, &vnis)
     });
+    let public_addresses = read_all(root, "public_address", |section| {
+        public::read_public(
+            section,
+            &names.networks,
+            networks.as_deref(),
+            pools.as_deref(),
+        )
+    });
     let ports = ports::read(root);
     let probes = read_all(root, "probe", read_probe);
     let rules = read_all(root, "rule", |section| read_rule(section, &names));
@@ -69,6 +77,7 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
         node: node?,
         networks: networks?,
         network_vms: network_vms?,
+        public_addresses: public_addresses?,
         security_lists: security_lists?,
         frontends: frontends?,
         pools: pools?,

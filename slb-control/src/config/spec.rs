@@ -8,7 +8,9 @@ use slb_core::spec::{self, PoolHealth, Spec};
 use slb_core::wire::ethernet::MacAddress;
 use slb_core::wire::vxlan::Vni;
 
-use super::{Backend, Config, Frontend, InboundNat, Outbound, Pool, Role, Rule, SecurityList};
+use super::{
+    Backend, Config, Frontend, InboundNat, Outbound, Pool, PublicAddress, Role, Rule, SecurityList,
+};
 
 impl Config {
     /// Lends the configuration as a `Spec`.
@@ -101,6 +103,8 @@ impl Config {
                 rules,
             })
             .collect();
+        let public_addresses = self.public_addresses.iter().map(PublicAddress::spec);
+        let public_addresses: Vec<_> = public_addresses.collect();
         let is_proxy = self.node.role == Role::Proxy;
         let proxy_ports = self.ports.frontends();
         f(&Spec {
@@ -116,6 +120,7 @@ impl Config {
             muxes: &self.node.muxes,
             networks: if is_proxy { &[] } else { &networks },
             vms: if is_proxy { &[] } else { &vms },
+            public_addresses: &public_addresses,
             security_lists: &security_lists,
             inside: &self.node.inside,
             probe_source: self.node.probe_source(),

@@ -15,7 +15,7 @@ use crate::document::{Faults, Span};
 /// Bytes of the outer UDP and VXLAN headers and of the inner Ethernet header.
 const VXLAN_OVERHEAD: u16 = 30;
 
-/// Adds a fault for each frontend whose address this node, a host or a mux has:
+/// Adds a fault for each frontend and each public address whose address this node, a host or a mux has:
 /// a mux that takes such an address's packets cuts that machine off.
 pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
     let mut machines: HashMap<IpAddr, String> = HashMap::new();
@@ -52,6 +52,13 @@ pub(super) fn check_vips(config: &Config, faults: &Faults<'_>) {
         if let Some(machine) = machines.get(&address) {
             let message = format!("expected an address of its own, but {address} is {machine}");
             faults.add(&frontend.span, place, message);
+        }
+    }
+    for public in &config.public_addresses {
+        let address = public.address;
+        if let Some(machine) = machines.get(&address) {
+            let message = format!("expected an address of its own, but {address} is {machine}");
+            faults.add(&public.span, super::public::place(public), message);
         }
     }
 }

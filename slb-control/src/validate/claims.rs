@@ -8,7 +8,8 @@ use slb_core::wire::vxlan::Vni;
 
 use crate::config::addresses::{is_for_no_vm, range};
 use crate::config::{
-    Backend, Config, Frontend, Network, NetworkVm, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Pool, Role,
+    Backend, Config, Frontend, Network, NetworkVm, PROBE_SOURCE_IPV4, PROBE_SOURCE_IPV6, Pool,
+    PublicAddress, Role,
 };
 use crate::document::{Faults, Span};
 
@@ -19,6 +20,7 @@ enum Owner<'c> {
     Backend(&'c Pool, &'c Backend),
     Vm(&'c NetworkVm),
     Gateway(&'c Network),
+    Public(&'c PublicAddress),
 }
 
 impl Owner<'_> {
@@ -28,6 +30,7 @@ impl Owner<'_> {
             Self::Backend(_, backend) => &backend.span,
             Self::Vm(vm) => &vm.span,
             Self::Gateway(network) => &network.span,
+            Self::Public(public) => &public.span,
         }
     }
 
@@ -40,6 +43,7 @@ impl Owner<'_> {
             }
             Self::Vm(vm) => format!("vm {:?}: address", vm.name),
             Self::Gateway(network) => format!("network {:?}: gateways", network.name),
+            Self::Public(public) => format!("{}: address", super::public::place(public)),
         }
     }
 
@@ -47,7 +51,7 @@ impl Owner<'_> {
     const fn machine(&self) -> &'static str {
         match self {
             Self::Gateway(_) => "router",
-            Self::Frontend(_) | Self::Backend(..) | Self::Vm(_) => "host",
+            Self::Frontend(_) | Self::Backend(..) | Self::Vm(_) | Self::Public(_) => "host",
         }
     }
 }
@@ -136,5 +140,8 @@ fn claims(config: &Config) -> impl Iterator<Item = (IpAddr, Option<Vni>, Owner<'
         let gateways = network.gateways.iter();
         gateways.map(move |&address| (address, Some(network.vni), Owner::Gateway(network)))
     });
-    frontends.chain(backends).chain(vms).chain(gateways)
+    let publics = config.public_addresses.iter();
+    let publics = publics.map(|public| (public.address, None, Owner::Public(public)));
+    let own = frontends.chain(backends).chain(vms);
+    own.chain(gateways).chain(publics)
 }

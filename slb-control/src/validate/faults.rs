@@ -366,6 +366,7 @@ fn told(config: &Config, error: &SpecError) -> Option<(Span, String, String)> {
             );
             (backend.span.clone(), place, message)
         }
+        SpecError::PublicAddress { .. } => return super::public::told(config, error),
         _ => return super::networks::told(config, error),
     };
     Some((span, place, message))

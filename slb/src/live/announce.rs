@@ -85,7 +85,7 @@ impl Announcer {
         }
     }
 
-    /// Announces the VIPs of a configuration, and no others: without those of other zones, and where it says so,
+    /// Announces the VIPs and the public addresses of a configuration, and no others: without those of other zones, and where it says so,
     /// without those whose backends are all down.
     pub(super) fn announce(&mut self, config: &Config) {
         let frontends = config.frontends.iter().enumerate();
@@ -98,7 +98,8 @@ impl Announcer {
             .filter(is_here)
             .filter(serves)
             .map(|(_, frontend)| frontend.address);
-        self.set(&vips.collect());
+        let publics = config.public_addresses.iter();
+        self.set(&vips.chain(publics.map(|public| public.address)).collect());
     }
 
     /// Forgets the announced VIPs, since another program may have changed the interface.

@@ -247,7 +247,10 @@ fn others(given: &Config) -> BTreeSet<IpAddr> {
         return BTreeSet::new();
     }
     let vips = given.frontends.iter().map(|frontend| frontend.address);
-    let clients = vips.map(|vip| if vip.is_ipv4() { FAR_IPV4 } else { FAR_IPV6 });
+    let publics = given.public_addresses.iter().map(|public| public.address);
+    let clients = vips
+        .chain(publics)
+        .map(|vip| if vip.is_ipv4() { FAR_IPV4 } else { FAR_IPV6 });
     clients.chain(node.muxes.iter().copied()).collect()
 }
 

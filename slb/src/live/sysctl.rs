@@ -146,8 +146,11 @@ fn has_family(config: &Config, is_ipv6: bool) -> bool {
         true => config.node.ipv6.is_some(),
         false => config.node.ipv4.is_some(),
     };
-    let mut vips = config.frontends.iter();
-    own || vips.any(|frontend| frontend.address.is_ipv6() == is_ipv6)
+    let vips = config.frontends.iter().map(|frontend| frontend.address);
+    let publics = config.public_addresses.iter().map(|public| public.address);
+    own || vips
+        .chain(publics)
+        .any(|address| address.is_ipv6() == is_ipv6)
 }
 
 /// Sets what a TUN device needs that a proxy gives packets to which the kernel routes. It forwards them where
@@ -218,11 +221,8 @@ fn machine_settings(plan: &Plan, config: &Config) -> [Option<String>; 2] {
     if devices.is_empty() {
         return [None, None];
     }
-    let vips = config
-        .frontends
-        .iter()
-        .filter(|frontend| frontend.network.is_none())
-        .map(|frontend| frontend.address.is_ipv6());
+    let vips = config.outside_addresses();
+    let vips = vips.map(|address| address.is_ipv6());
     let families: BTreeSet<bool> = vips.collect();
     let entries = fs::read_dir("/proc/sys/net/ipv4/conf")
         .into_iter()

@@ -74,6 +74,13 @@ pub(crate) fn one(value: u64) -> Vec<Sample> {
     vec![(Vec::new(), value as f64)]
 }
 
+/// A value for each direction, seen from vms.
+fn by_way(inward: u64, outward: u64) -> Vec<Sample> {
+    [("in", inward), ("out", outward)]
+        .map(|(way, value)| (vec![("direction", way.to_owned())], value as f64))
+        .to_vec()
+}
+
 impl Report<'_> {
     /// Returns the counters of the dataplane.
     pub(crate) fn families(&self) -> Vec<Family> {
@@ -154,6 +161,16 @@ impl Report<'_> {
                 "slb_taken_up",
                 "Connections from before the start that were taken up in the middle",
                 one(stats.taken_up),
+            ),
+            Family::counter(
+                "slb_public_packets",
+                "Frames for public addresses of vms, and frames that left with one",
+                by_way(stats.public_in.packets, stats.public_out.packets),
+            ),
+            Family::counter(
+                "slb_public_bytes",
+                "Their bytes",
+                by_way(stats.public_in.bytes, stats.public_out.bytes),
             ),
         ]
     }

@@ -84,6 +84,7 @@ pub(super) fn scenario_of(path: &Path) -> Option<Scenario> {
         vip: vip?,
         ports: None,
         outbound: None,
+        is_public: false,
         traffic,
     })
 }

@@ -158,12 +158,13 @@ pub(super) fn made(ipv6: bool) -> Scenario {
         vip,
         ports: Some((80, 8080)),
         outbound: Some(outbound),
+        is_public: false,
         traffic,
     }
 }
 
 /// A packet in pieces of at most so many bytes behind the header, a multiple of eight.
-fn fragments(packet: &[u8], most: usize, identification: u16) -> Vec<Vec<u8>> {
+pub(super) fn fragments(packet: &[u8], most: usize, identification: u16) -> Vec<Vec<u8>> {
     let is_ipv4 = packet[0] >> 4 == 4;
     let (header, data) = packet.split_at(if is_ipv4 { 20 } else { 40 });
     let pieces = data.chunks(most).enumerate();
@@ -194,7 +195,7 @@ fn fragments(packet: &[u8], most: usize, identification: u16) -> Vec<Vec<u8>> {
 }
 
 /// An IP packet.
-fn ip(
+pub(super) fn ip(
     from: IpAddr,
     to: IpAddr,
     write: impl Fn(etherparse::PacketBuilderStep<etherparse::IpHeaders>, &mut Vec<u8>),

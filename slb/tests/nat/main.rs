@@ -7,11 +7,13 @@
 mod captured;
 mod kernel;
 mod made;
+mod public;
 mod scenario;
 
 use captured::scenario_of;
 use kernel::kernels;
 use made::made;
+use public::public;
 use scenario::{KERNEL_CLIENT, KERNEL_VM, ROUTER, Received, Scenario, Side, VM, frame};
 
 use std::collections::BTreeMap;
@@ -210,5 +212,23 @@ fn made_traffic_is_translated_as_nftables_translates_it() {
             ours.keys().filter(|(whole, _)| whole.len() > 1500).count(),
             3
         );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_public_address_is_translated_as_nftables_translates_one_to_one() {
+    if let Some(why) = missing() {
+        skip!("{why}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    for (tag, ipv6) in [("p4", false), ("p6", true)] {
+        let scenario = public(ipv6);
+        let sent = scenario.traffic.len();
+        let Some(count) = compare(&scenario, directory.path(), tag) else {
+            skip!("a network namespace cannot be made here")
+        };
+        // Every packet comes through.
+        assert_eq!(count, sent, "{}", scenario.name);
     }
 }

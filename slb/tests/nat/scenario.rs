@@ -38,6 +38,8 @@ pub(super) struct Scenario {
     pub(super) ports: Option<(u16, u16)>,
     /// The address that the vm calls out under.
     pub(super) outbound: Option<IpAddr>,
+    /// True if the VIP is a public address of the vm, in both directions, and no rule leads there.
+    pub(super) is_public: bool,
     pub(super) traffic: Traffic,
 }
 
@@ -52,6 +54,18 @@ impl Scenario {
 
     pub(super) fn config(&self) -> Config {
         let (vip, dip) = (self.vip, self.dip());
+        let node = "[node]\nrole = \"host\"\nunderlay = [\"172.16.0.101\", \"fd00:16::101\"]\nmtu = 9000\n\
+                    muxes = [\"172.16.0.101\"]\n";
+        let pool = format!(
+            "[[pool]]\nname = \"p\"\nvni = 5001\ntable_size = 3\nbackends = [{{ name = \"vm\", \
+             address = \"{dip}\", host = \"172.16.0.101\", mac = \"0a:58:0a:0a:01:01\" }}]\n"
+        );
+        if self.is_public {
+            let public = format!("[[public_address]]\naddress = \"{vip}\"\nvm = \"{dip}\"\n");
+            let text = format!("{node}{pool}{public}");
+            let parsed = Config::parse(&self.name, &text);
+            return parsed.unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        }
         let rule = match self.ports {
             None => "protocol = \"all\"".to_owned(),
             Some((frontend, backend)) => {
@@ -72,11 +86,7 @@ impl Scenario {
             )
         });
         let text = format!(
-            "[node]\nrole = \"host\"\nunderlay = [\"172.16.0.101\", \"fd00:16::101\"]\nmtu = 9000\n\
-             muxes = [\"172.16.0.101\"]\n\
-             [[frontend]]\nname = \"f\"\naddress = \"{vip}\"\nicmp_echo = \"forward\"\n\
-             [[pool]]\nname = \"p\"\nvni = 5001\ntable_size = 3\nbackends = [{{ name = \"vm\", \
-             address = \"{dip}\", host = \"172.16.0.101\", mac = \"0a:58:0a:0a:01:01\" }}]\n\
+            "{node}[[frontend]]\nname = \"f\"\naddress = \"{vip}\"\nicmp_echo = \"forward\"\n{pool}\
              [[rule]]\nname = \"r\"\nfrontend = \"f\"\npool = \"p\"\n{rule}\n{udp}{outbound}"
         );
         Config::parse(&self.name, &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))

@@ -55,9 +55,7 @@ impl Plan {
             }
             Kind::Services if node.role == Role::Host => vxlan.clone().collect(),
             Kind::Services => {
-                let public = config.frontends.iter();
-                let public = public.filter(|frontend| frontend.network.is_none());
-                let vips = public.map(|frontend| frontend.address);
+                let vips = config.outside_addresses();
                 let vips = vips.filter(|vip| !kernels.contains(vip));
                 let vips = vips.map(|address| (address, Take::All));
                 let terms = config.rules.iter().map(|rule| &rule.terms);

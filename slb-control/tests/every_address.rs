@@ -24,6 +24,10 @@ name = "other"
 network = "blue"
 address = "10.10.9.9"
 host = "172.16.0.102"
+[[public_address]]
+address = "40.50.60.1"
+network = "blue"
+vm = "10.10.9.9"
 [[security_list]]
 name = "closed"
 [[security_rule]]
@@ -220,6 +224,8 @@ fn every_field_refuses_addresses_that_no_host_has() {
         "network.gateways",
         "vm.address",
         "vm.host",
+        "public_address.address",
+        "public_address.vm",
         "security_rule.sources",
         "security_rule.destinations",
         "frontend.address",

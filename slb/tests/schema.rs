@@ -47,6 +47,11 @@ sources = "any"
 destinations = ["internet", "10.9.0.0/16"]
 destination_ports = ["25", "6000-6063"]
 
+[[public_address]]
+address = "20.20.20.50"
+network = "red"
+vm = "10.10.9.9"
+
 [[frontend]]
 name = "web"
 address = "20.20.20.100"

@@ -233,12 +233,12 @@ mod tests {
             assert_eq!(late.targets, 2);
             (late.late, late.longest.as_secs())
         };
-        slow.wait(at(0));
+        slow.wait(at(1));
         quick.wait(at(1));
         quick.sent(at(2));
         assert_eq!(late(5), (0, 0));
-        assert_eq!(late(7), (1, 7));
-        slow.sent(at(8));
+        assert_eq!(late(8), (1, 7));
+        slow.sent(at(9));
         // Its verdict is old until another probe is sent in time.
         assert_eq!(late(15), (1, 8));
         slow.wait(at(18));

@@ -80,9 +80,9 @@ impl Family {
 
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 const SERVER_LINK: &str = "02:00:00:00:00:11";
-/// Spoofed packets a second, in the order in which rates are tried. A machine that other programs keep busy loses
-/// packets of the flood and of clients before the balancer gets them; a smaller flood fills the table too.
-const RATES: [u32; 3] = [50_000, 25_000, 12_500];
+/// Spoofed packets a second, in the order in which rates are tried. Only a machine that other programs keep busy gets
+/// beyond the first: it sends fewer packets than that, or loses some before the balancer has them.
+const RATES: [u32; 4] = [50_000, 50_000, 25_000, 12_500];
 const REQUESTS: usize = 320;
 /// Flows of the flood: more than the table has places for.
 const FLOWS: u32 = 200_000;
@@ -225,17 +225,38 @@ fn sysctl(world: &World, machine: &str, family: &Family) {
 /// Lets one flood run at a time: two overload the machine.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Sends the flood and requests from the client, then reads the report.
+/// The packets that a balancer got from its devices, and those that the kernel dropped before.
+fn arrived(world: &World, machine: &str) -> (u64, u64) {
+    let slb = env!("CARGO_BIN_EXE_slb");
+    let socket = world.path("sock");
+    let status = format!("{slb} status --socket {} --format json", socket.display());
+    let status: serde_json::Value = serde_json::from_str(&world.on(machine, &status)).unwrap();
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    let received = number(&status["received"]["packets"]);
+    (received, number(&status["io"]["overrun"]))
+}
+
+/// The reason why a flood shows nothing, or too much.
+#[derive(Debug)]
+enum Trouble {
+    /// The machine sent too few packets, or lost some on their way to the balancer.
+    Busy(String),
+    /// A request failed, or the flood did not reach the table, and the balancer got all packets.
+    Balancer(String),
+}
+
+/// Sends the flood and requests from the client, then reads the report. `machine` is the balancer's.
 ///
 /// # Errors
-/// A request failed, or the flood was too small, which a busy machine explains.
+/// See [`Trouble`].
 fn is_served(
     world: &World,
     family: &Family,
+    machine: &str,
     rate: u32,
     packets: Vec<Vec<u8>>,
     slb: Process,
-) -> Result<(), String> {
+) -> Result<(), Trouble> {
     let vip = family.vip;
     let ready = (0..100).any(|_| {
         sleep(Duration::from_millis(100));
@@ -245,17 +266,21 @@ fn is_served(
     });
     assert!(ready, "nobody is served without a flood");
     let stay = world.start("client", &peer(&format!("stay {vip} 80 8")));
-    let flood = Flood::begin(world, packets, rate);
+    let flood = Flood::begin(world, packets, rate + rate / 10);
     // Until those that are unanswered have their share of the table.
     sleep(Duration::from_secs(3));
+    let (received_before, lost_before) = arrived(world, machine);
     let (before, begin) = (flood.sent(), Clock::now());
     let failed = world.on("client", &peer(&format!("requests {vip} 80 7 {REQUESTS}")));
     let (sent, time) = (flood.sent() - before, begin.elapsed());
+    let (received, lost) = arrived(world, machine);
     drop(flood);
+    let (received, lost) = (received - received_before, lost - lost_before);
+    let failed: usize = failed.trim().parse().unwrap();
     let per_second = sent as f64 / time.as_secs_f64();
     let what = format!(
-        "{sent} packets, {per_second:.0} a second: {} of {REQUESTS} requests failed",
-        failed.trim()
+        "{sent} packets sent in {time:.1?}, {per_second:.0}/s; the balancer got {received} of all \
+         packets, and {lost} were lost before; {failed} of {REQUESTS} requests failed"
     );
     println!("{what}");
     let stays = stay.output().split_whitespace().count() == 1;
@@ -270,36 +295,41 @@ fn is_served(
         before.split_whitespace().last().unwrap().parse().unwrap()
     };
     assert_eq!(number(" refused"), 0, "{line}");
-    if failed.trim() != "0" {
-        return Err(what);
-    }
-    if !stays {
-        return Err("a session that was there before the flood ended".to_owned());
-    }
     // The flood was there, and the table was full of it.
-    if per_second < f64::from(rate) * 0.95 {
-        return Err(format!("only {per_second:.0} packets/s were sent"));
+    if per_second < f64::from(rate) {
+        return Err(Trouble::Busy(what));
     }
-    if number(" of them evicted") < sent / 4 {
-        return Err(format!("{sent} packets, {line}"));
+    let evicted = number(" of them evicted");
+    let is_well = failed == 0 && stays && evicted > sent / 4;
+    match is_well {
+        true => Ok(()),
+        false if lost > sent / 100 => Err(Trouble::Busy(what)),
+        false => {
+            let stays = if stays { "stayed" } else { "ended" };
+            Err(Trouble::Balancer(format!(
+                "{what}; {line}; a session that was there before {stays}"
+            )))
+        }
     }
-    Ok(())
 }
 
-/// Floods a balancer at each rate in turn, until every request is served.
-fn floods(family: &Family, flood: impl Fn(&Family, u32) -> Result<(), String>) {
+/// Floods a balancer at each rate in turn, until the machine sends that many packets.
+fn floods(family: &Family, flood: impl Fn(&Family, u32) -> Result<(), Trouble>) {
     if let Some(why) = lacking(&["ethtool"]) {
         skip!("{why}");
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut wrong = Vec::new();
+    let mut tried = Vec::new();
     for rate in RATES {
         match flood(family, rate) {
             Ok(()) => return,
-            Err(what) => wrong.push(what),
+            Err(trouble) => tried.push(trouble),
         }
+        // Elsewhere on a busy machine, such as at the client, a packet may be lost that counts nowhere: once.
+        let is_own = |trouble: &&Trouble| matches!(trouble, Trouble::Balancer(_));
+        assert!(tried.iter().filter(is_own).count() < 2, "{tried:#?}");
     }
-    panic!("{wrong:#?}");
+    panic!("the machine is too busy for a flood: {tried:#?}");
 }
 
 #[test]
@@ -326,7 +356,7 @@ fn a_host_agent_under_a_flood_over_ipv6_serves_every_request() {
     floods(&IPV6, flood_a_host_agent);
 }
 
-fn flood_a_proxy(family: &Family, rate: u32) -> Result<(), String> {
+fn flood_a_proxy(family: &Family, rate: u32) -> Result<(), Trouble> {
     let mut world = World::new("sp", &["client", "lb", "server"]);
     for machine in ["client", "lb", "server"] {
         sysctl(&world, machine, family);
@@ -373,10 +403,10 @@ fn flood_a_proxy(family: &Family, rate: u32) -> Result<(), String> {
     );
     let proxy = world.start("lb", &slb);
     let packets = packets(family, |_, packet| packet.to_vec());
-    is_served(&world, family, rate, packets, proxy)
+    is_served(&world, family, "lb", rate, packets, proxy)
 }
 
-fn flood_a_host_agent(family: &Family, rate: u32) -> Result<(), String> {
+fn flood_a_host_agent(family: &Family, rate: u32) -> Result<(), Trouble> {
     let mut world = World::new("sh", &["client", "host", "server"]);
     for machine in ["client", "host", "server"] {
         sysctl(&world, machine, family);
@@ -449,5 +479,5 @@ fn flood_a_host_agent(family: &Family, rate: u32) -> Result<(), String> {
         frame[40..42].fill(0); // no checksum: the inner ones count
         frame
     });
-    is_served(&world, family, rate, packets, host)
+    is_served(&world, family, "host", rate, packets, host)
 }

@@ -1,5 +1,6 @@
 //! Public addresses of single vms.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use slb_core::spec;
@@ -44,12 +45,30 @@ impl Config {
     }
 }
 
+/// The VNIs of backends by their addresses: the first one, and another one where there are several.
+pub(super) struct BackendVnis(HashMap<IpAddr, (Vni, Option<Vni>)>);
+
+impl BackendVnis {
+    pub(super) fn of(pools: &[Pool]) -> Self {
+        let mut all = HashMap::new();
+        for pool in pools {
+            for backend in &pool.backends {
+                let (first, other) = all.entry(backend.address).or_insert((pool.vni, None));
+                if *first != pool.vni {
+                    other.get_or_insert(pool.vni);
+                }
+            }
+        }
+        Self(all)
+    }
+}
+
 /// Reads a public address. Without `network`, its vm is a backend with an address of its own.
-pub(super) fn read_public(
+pub(super) fn read_public<'a>(
     section: Section<'_>,
     names: &Names,
     networks: Option<&[Network]>,
-    pools: Option<&[Pool]>,
+    backends: impl FnOnce() -> Option<&'a BackendVnis>,
 ) -> Option<PublicAddress> {
     let address = addresses::required(&section, "address", Kind::Host);
     let vm = addresses::required(&section, "vm", Kind::Host);
@@ -60,7 +79,7 @@ pub(super) fn read_public(
         }
         false => vm
             .as_ref()
-            .and_then(|(vm, span)| vni_of_backend(&section, (*vm, span), pools?)),
+            .and_then(|(vm, span)| vni_of_backend(&section, (*vm, span), backends()?)),
     };
     let span = section.span().clone();
     section.finish();
@@ -76,18 +95,16 @@ pub(super) fn read_public(
 fn vni_of_backend(
     section: &Section<'_>,
     (vm, span): (IpAddr, &Span),
-    pools: &[Pool],
+    backends: &BackendVnis,
 ) -> Option<Vni> {
-    let has = |pool: &&Pool| pool.backends.iter().any(|backend| backend.address == vm);
-    let mut vnis = pools.iter().filter(has).map(|pool| pool.vni);
-    let Some(first) = vnis.next() else {
+    let Some(&(first, other)) = backends.0.get(&vm) else {
         let message = format!(
             "expected the address of a backend, got {vm}: with a network, the address of any of its vms"
         );
         section.fault(span, "vm", message);
         return None;
     };
-    if let Some(other) = vnis.find(|vni| *vni != first) {
+    if let Some(other) = other {
         let message = format!(
             "{vm} is a backend's address in VNI {first} and in VNI {other}: expected a network to say which"
         );

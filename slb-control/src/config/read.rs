@@ -6,6 +6,7 @@ mod pools;
 mod probes;
 mod rules;
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -48,13 +49,14 @@ pub(super) fn read(root: &Section<'_>, origin: Origin) -> Option<Config> {
     let pools = read_all(root, "pool", |section| {
         read_pool(section, is_proxy, &names, &vnis)
     });
+    // Only a file with public addresses pays for finding backends by their addresses.
+    let backends = OnceCell::new();
+    let backends = || {
+        let pools = pools.as_deref()?;
+        Some(backends.get_or_init(|| public::BackendVnis::of(pools)))
+    };
     let public_addresses = read_all(root, "public_address", |section| {
-        public::read_public(
-            section,
-            &names.networks,
-            networks.as_deref(),
-            pools.as_deref(),
-        )
+        public::read_public(section, &names.networks, networks.as_deref(), backends)
     });
     let ports = ports::read(root);
     let probes = read_all(root, "probe", read_probe);

@@ -93,6 +93,8 @@ struct Watchdog {
     interface: String,
     log: LogFormat,
     child: Option<(Child, ChildStdin)>,
+    /// The one before it, which was killed, and may take its time to end.
+    killed: Option<Child>,
     /// The time of the last attempt to start it.
     started: Instant,
     /// The time from that attempt to the next one, should it be needed.
@@ -105,6 +107,7 @@ impl Watchdog {
             interface: interface.to_owned(),
             log,
             child: None,
+            killed: None,
             started: Instant::now(),
             pause: AGAIN,
         };
@@ -137,8 +140,11 @@ impl Watchdog {
     /// Gives a sign of life. Starts the watchdog again if it has ended, or does not read.
     fn beat(&mut self) {
         let lived = self.started.elapsed();
-        let Some((child, pipe)) = &mut self.child else {
-            if lived >= self.pause {
+        let Some((_, pipe)) = &mut self.child else {
+            let killed = self.killed.as_mut();
+            let has_ended = killed.is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
+            if has_ended && lived >= self.pause {
+                self.killed = None;
                 self.start();
             }
             return;
@@ -146,9 +152,10 @@ impl Watchdog {
         let Err(error) = pipe.write_all(b".") else {
             return;
         };
-        let _ = child.kill();
-        let _ = child.wait();
-        self.child = None;
+        if let Some((mut child, _)) = self.child.take() {
+            let _ = child.kill();
+            self.killed = Some(child);
+        }
         self.pause = match lived < AT_LAST {
             true => (2 * self.pause).min(AT_LAST),
             false => AGAIN,
@@ -268,6 +275,7 @@ mod tests {
             interface: "lo".to_owned(),
             log: LogFormat::Text,
             child: Some((child, pipe)),
+            killed: None,
             started: Instant::now(),
             pause: AGAIN,
         };

@@ -194,7 +194,10 @@ impl<'d> Section<'d> {
             return Vec::new();
         };
         // In `backends = [...]` of a pool, the kind is "backend".
-        let kind = field.strip_suffix('s').unwrap_or(field);
+        let kind = match field {
+            "backends" => "backend",
+            field => field,
+        };
         let mut sections = Vec::new();
         for (index, element) in array.iter().enumerate() {
             let Some(table) = element.get_ref().as_table() else {

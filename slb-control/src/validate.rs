@@ -185,6 +185,7 @@ pub(crate) fn check(config: &Config, faults: &Faults<'_>) {
     addresses::check_source_nat(config, faults);
     claims::check(config, faults);
     addresses::check_icmp_source(config, faults);
+    addresses::check_probed_publics(config, faults);
     vms::check(config, faults);
     addresses::check_hosts(config, faults);
     addresses::check_instances(config, faults);

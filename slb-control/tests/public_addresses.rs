@@ -43,6 +43,15 @@ network = "blue"
 vm = "fd00:1::21"
 "#;
 
+const RULE: &str = r#"
+[[rule]]
+name = "http"
+frontend = "web"
+pool = "others"
+protocol = "tcp"
+frontend_port = 80
+"#;
+
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse("net.toml", text).map_err(|errors| errors.to_string())
 }
@@ -122,12 +131,50 @@ fn faults_are_told_with_their_lines() {
             "address = \"40.50.60.2\"\nnetwork = \"bleu\"\nvm = \"10.1.0.21\"",
             "network: there is no network \"bleu\": did you mean \"blue\"?",
         ),
-        ("address = \"40.50.60.2\"", "vm: is missing"),
+        (
+            "address = \"40.50.60.2\"",
+            "public_address 3: vm: is missing",
+        ),
     ] {
         let told = faults(&format!("[[public_address]]\n{fields}\n"));
         assert!(told.contains(expected), "{fields}\n{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
         assert!(!told.contains("net.toml:1:"), "{told}");
+    }
+}
+
+/// Addresses that something else of the file stands for.
+#[test]
+fn an_address_that_something_else_has_is_refused() {
+    for (what, text, expected) in [
+        (
+            "ICMP errors",
+            GOOD.replace(
+                "underlay = \"172.16.0.11\"",
+                "underlay = \"172.16.0.11\"\nicmp_source = \"40.50.60.1\"",
+            ),
+            "public_address 40.50.60.1: address: expected an address of its own, but 40.50.60.1 is where ICMP errors \
+             come from",
+        ),
+        (
+            "source_nat",
+            format!("{GOOD}{RULE}source_nat = \"40.50.60.1\"\n"),
+            "rule \"http\": source_nat: expected an address of the balancer's, but 40.50.60.1 is a public address of \
+             a vm",
+        ),
+        (
+            "a probed backend",
+            format!(
+                "{}{RULE}probe = \"up\"\n\n[[probe]]\nname = \"up\"\nprotocol = \"tcp\"\nport = 80\n",
+                GOOD.replace("10.1.0.31", "40.50.60.1")
+            ),
+            "public_address 40.50.60.1: address: expected an address of its own, but 40.50.60.1 is backend \"vm1\" of \
+             pool \"others\", which is probed",
+        ),
+    ] {
+        let told = parse(&text).expect_err(what);
+        assert!(told.contains(expected), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
     }
 }
 

@@ -80,9 +80,10 @@ drop_reasons! {
     /// are unknown.
     FragmentWithoutFirst = "fragment_without_first":
         "the first fragment of the datagram was not seen",
-    /// An ICMP error for a VIP that quotes no packet of that VIP.
+    /// An ICMP error that quotes no packet of the VIP or of the public address that it is for, or a packet that cannot
+    /// have left with that address.
     IcmpUnmatched = "icmp_unmatched":
-        "the ICMP error quotes no packet of the VIP",
+        "the ICMP error quotes no packet that left with the address that it is for",
     /// The hop limit expired, and the sender could not be told: the limit on answers is reached, or
     /// the sender cannot be addressed.
     HopLimit = "hop_limit":
@@ -165,9 +166,10 @@ drop_reasons! {
     FragmentHeld = "fragment_held":
         "a copy of the fragment waits for the first one",
     /// A vm calls a VIP and is itself the chosen backend. It would get a packet from its own address, which no stack
-    /// answers. With `source_nat`, the rule's connections come from another address.
+    /// answers. With `source_nat`, the rule's connections come from another address. Or a vm calls its own public
+    /// address.
     Hairpin = "hairpin":
-        "the vm called its own VIP and was chosen itself: with source_nat, a vm can reach itself",
+        "the vm called its own public address, or a VIP whose chosen backend it is: only a VIP's rule with source_nat lets a vm reach itself",
     /// The packet matches no connection at this host agent, and cannot be passed on to the host
     /// that may have its connection or begins it: the limit
     /// [`passes_per_second`](crate::nat::NatOptions::passes_per_second) is reached, or the packet

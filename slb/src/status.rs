@@ -168,6 +168,14 @@ fn table(now: &Value, before: Option<&Value>) -> String {
     line("  forwarded", "/forwarded");
     line("  replied", "/replied");
     line("  passed", "/passed");
+    for (name, path) in [
+        ("  for public addresses", "/public_in"),
+        ("  from public addresses", "/public_out"),
+    ] {
+        if number(now, &format!("{path}/packets")) > 0.0 {
+            line(name, path);
+        }
+    }
     line("  dropped", "/dropped_total");
     let reasons = now.pointer("/dropped").and_then(Value::as_object);
     for reason in reasons.into_iter().flat_map(serde_json::Map::keys) {

@@ -1,6 +1,6 @@
 //! Addresses that exclude each other, and backends that no packet reaches.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use slb_core::maglev::{self, Member, Turn};
@@ -134,9 +134,11 @@ pub(super) fn check_proxied(config: &Config, faults: &Faults<'_>) {
     }
 }
 
-/// Adds a fault for each rule whose `source_nat` is the address of a backend of its pool: the backend would
-/// answer itself.
+/// Adds a fault for each rule whose `source_nat` is the address of a backend of its pool, which would answer itself, or
+/// a public address, whose vm would get the answers.
 pub(super) fn check_source_nat(config: &Config, faults: &Faults<'_>) {
+    let publics = config.public_addresses.iter();
+    let publics: HashSet<IpAddr> = publics.map(|public| public.address).collect();
     let rules = config.rules.iter();
     let rules = rules.map(|rule| ("rule", &rule.name, rule.pool, &rule.terms, &rule.span));
     let nat = config.inbound_nat.iter();
@@ -145,32 +147,74 @@ pub(super) fn check_source_nat(config: &Config, faults: &Faults<'_>) {
         let (Some(address), Some(pool)) = (terms.source_nat, config.pools.get(pool)) else {
             continue;
         };
-        if let Some(backend) = pool.backends.iter().find(|b| b.address == address) {
-            let message = format!(
-                "expected an address of the balancer's, but {address} is backend {:?} of pool {:?}",
-                backend.name, pool.name
-            );
+        let backend = pool.backends.iter().find(|b| b.address == address);
+        let backend =
+            backend.map(|backend| format!("is backend {:?} of pool {:?}", backend.name, pool.name));
+        let whose = backend.or_else(|| {
+            let is_public = publics.contains(&address);
+            is_public.then(|| "is a public address of a vm, which would get the answers".to_owned())
+        });
+        if let Some(whose) = whose {
+            let message = format!("expected an address of the balancer's, but {address} {whose}");
             faults.add(span, format!("{kind} {name:?}: source_nat"), message);
         }
     }
 }
 
-/// Adds a fault for each frontend that has the address that a host agent's ICMP errors come from: their
-/// receivers would take the VIP for a router.
+/// Adds a fault for each frontend and each public address that a host agent's ICMP errors come from: their
+/// receivers would take a VIP or a vm for a router.
 pub(super) fn check_icmp_source(config: &Config, faults: &Faults<'_>) {
     let node = &config.node;
     let sources = [
         node.icmp_source_ipv4.map(IpAddr::V4),
         node.icmp_source_ipv6.map(IpAddr::V6),
     ];
-    let frontends = config.frontends.iter();
-    for frontend in frontends.filter(|one| sources.contains(&Some(one.address))) {
+    let frontends = config.frontends.iter().map(|frontend| {
         let place = format!("frontend {:?}: address", frontend.name);
-        let message = format!(
-            "expected an address of its own, but {} is where ICMP errors come from (icmp_source of [node])",
-            frontend.address
-        );
-        faults.add(&frontend.span, place, message);
+        (frontend.address, place, &frontend.span)
+    });
+    let publics = config.public_addresses.iter().map(|public| {
+        let place = format!("{}: address", super::public::place(public));
+        (public.address, place, &public.span)
+    });
+    for (address, place, span) in frontends.chain(publics) {
+        if sources.contains(&Some(address)) {
+            let message = format!(
+                "expected an address of its own, but {address} is where ICMP errors come from (icmp_source of [node])"
+            );
+            faults.add(span, place, message);
+        }
+    }
+}
+
+/// Adds a fault for each public address that a probed backend has: the mux announces the address, so its own probes of
+/// the backend would reach the other vm.
+pub(super) fn check_probed_publics(config: &Config, faults: &Faults<'_>) {
+    if config.public_addresses.is_empty() || config.node.role != Role::Mux {
+        return;
+    }
+    let probed: HashSet<usize> = config
+        .rules
+        .iter()
+        .filter(|rule| rule.probe.is_some())
+        .map(|rule| rule.pool)
+        .collect();
+    let mut backends: HashMap<IpAddr, (&Pool, &Backend)> = HashMap::new();
+    for (index, pool) in config.pools.iter().enumerate() {
+        if probed.contains(&index) {
+            let all = pool.backends.iter();
+            backends.extend(all.map(|backend| (backend.address, (pool, backend))));
+        }
+    }
+    for public in &config.public_addresses {
+        if let Some((pool, backend)) = backends.get(&public.address) {
+            let message = format!(
+                "expected an address of its own, but {} is backend {:?} of pool {:?}, which is probed",
+                public.address, backend.name, pool.name
+            );
+            let place = format!("{}: address", super::public::place(public));
+            faults.add(&public.span, place, message);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | from the fabric, for a vm's public address | gets the vm's own address, and goes on as if it had come for that |
 //! | the same, from an address that is inside | dropped, except ICMP errors: the vm would answer with its own address |
+//! | an ICMP error about a packet that never left with the public address | dropped, whoever sent it |
 //! | from a vm, of a connection | translated as the connection says |
 //! | from a vm, of no connection, to the outside | leaves with the public address |
 //! | from a vm to its own public address | dropped |
@@ -24,7 +25,7 @@ use crate::frame::Frame;
 use crate::icmp;
 use crate::link;
 use crate::nat::pipeline::{Lane, Pipeline, clamped_mss, report_error};
-use crate::nat::readdress::{End, is_error, readdress};
+use crate::nat::readdress::{End, is_error, quoted_ends, readdress};
 use crate::nat::rewrite;
 use crate::nat::tcp::Direction;
 use crate::observe::{Observe, Step};
@@ -63,12 +64,20 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(reason) = refusal(frame.bytes(), &packet) {
             return Err(Verdict::Drop(reason));
         }
-        if packet.is_martian() || snapshot.probe_source().is(tuple.source) {
+        let is_own = tuple.source == public.address;
+        if packet.is_martian() || is_own || snapshot.probe_source().is(tuple.source) {
             return Err(Verdict::Drop(DropReason::Martian));
         }
-        if !is_error(frame.bytes(), &packet)
-            && is_reached_untranslated(snapshot, lane.zone, tuple.source)
-        {
+        if is_error(frame.bytes(), &packet) {
+            // Its sender may be any router, so only what it quotes tells.
+            let vm = snapshot.nat.vm_by_port(lane.zone);
+            let quoted = quoted_ends(frame.bytes(), &packet).zip(vm);
+            if quoted
+                .is_none_or(|((_, to), vm)| to == public.address || stays_inside(snapshot, vm, to))
+            {
+                return Err(Verdict::Drop(DropReason::IcmpUnmatched));
+            }
+        } else if is_reached_untranslated(snapshot, lane.zone, tuple.source) {
             return Err(Verdict::Drop(DropReason::InsideSource));
         }
         let bytes = frame.bytes_mut();
@@ -136,6 +145,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             let limits = &mut self.limits;
             return Some(report_error(frame, &own, error, limits, told_as));
         }
+        // An error about an inside address's packet tells the outside of it.
+        if is_error(frame.bytes(), packet) {
+            let quoted = quoted_ends(frame.bytes(), packet);
+            if quoted
+                .is_none_or(|(from, _)| from == public.address || stays_inside(snapshot, vm, from))
+            {
+                return Some(Verdict::Drop(DropReason::IcmpUnmatched));
+            }
+        }
         let mut packet = *packet;
         let (bytes, by) = (frame.bytes_mut(), public.address);
         if let Err(reason) = readdress(bytes, &mut packet, End::Source, by, 1) {
@@ -176,11 +194,15 @@ fn public_towards<'a>(
     }
     let public = networks.public_of(source, vm.vni)?;
     let is_own = networks.neighbour_of(public)?.port == Some(vm.port);
-    let stays = is_inside(snapshot, vm, destination)
+    (is_own && !stays_inside(snapshot, vm, destination)).then_some(public)
+}
+
+/// Returns true if a vm's packets to a destination never leave with a public address.
+fn stays_inside(snapshot: &Snapshot<'_>, vm: &Vm, destination: IpAddr) -> bool {
+    is_inside(snapshot, vm, destination)
         || snapshot.nat.is_inside(destination)
         || snapshot.is_private_at(destination, vm.port)
-        || is_nowhere(destination);
-    (is_own && !stays).then_some(public)
+        || is_nowhere(destination)
 }
 
 /// Returns true if the packet in a lane is a vm's, and leaves with a public address if no connection

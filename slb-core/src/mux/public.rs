@@ -41,7 +41,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         if let Some(reason) = packet.shape.fault {
             return Some(Verdict::Drop(reason));
         }
-        if packet.is_martian() {
+        let tuple = packet.tuple();
+        if packet.is_martian() || tuple.source == tuple.destination {
             return Some(Verdict::Drop(DropReason::Martian));
         }
         let neighbour = networks.neighbour_of(public)?;

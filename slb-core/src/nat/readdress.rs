@@ -11,6 +11,8 @@ use super::rewrite::{Cut, Rewrite, sum, update, update_udp};
 use crate::icmp;
 use crate::packet::{Family, Packet, Part};
 use crate::verdict::DropReason;
+use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv6::Ipv6;
 use crate::wire::{self, icmpv6, protocol};
 
 /// The end of a packet whose address is replaced.
@@ -152,6 +154,24 @@ pub(crate) fn is_error(frame: &[u8], packet: &Packet) -> bool {
         match packet.shape.family {
             Family::Ipv4 => wire::icmp::is_error(kind),
             Family::Ipv6 => icmpv6::is_error(kind),
+        }
+    }
+}
+
+/// Returns the source and the destination of the packet that an ICMP error quotes; `None` if it quotes no packet of its
+/// own family.
+pub(crate) fn quoted_ends(frame: &[u8], packet: &Packet) -> Option<(IpAddr, IpAddr)> {
+    let start = usize::from(packet.shape.transport_offset) + wire::icmp::HEADER_LEN;
+    let end = usize::from(packet.shape.ip_offset) + packet.ip_len();
+    let quote = frame.get(start..end)?;
+    match packet.shape.family {
+        Family::Ipv4 => {
+            let ip = Ipv4::parse_quoted(quote).ok()?;
+            Some((ip.source().into(), ip.destination().into()))
+        }
+        Family::Ipv6 => {
+            let ip = Ipv6::parse_quoted(quote).ok()?;
+            Some((ip.source().into(), ip.destination().into()))
         }
     }
 }

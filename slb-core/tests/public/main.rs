@@ -123,6 +123,37 @@ fn an_error_about_anothers_packet_is_dropped() {
     }
 }
 
+/// Packets to inside addresses never leave with the public address, so that nobody outside can tell the vm about its
+/// conversations there, whatever address an error comes from.
+#[test]
+fn an_error_about_a_packet_that_stayed_inside_is_dropped() {
+    for is_ipv6 in FAMILIES {
+        let mut world = World::new();
+        let (out, inside) = (public(SERVER, is_ipv6), own(&world.plan, SERVER, is_ipv6));
+        let far = client(is_ipv6);
+        let others = match is_ipv6 {
+            false => ["10.9.0.1", "169.254.169.254", "168.63.129.16", "127.0.0.1"],
+            true => ["fd00:9::1", "fe80::1", "fe80::1234:5678:9abc", "::1"],
+        };
+        let neighbour = own(&world.plan, OTHER, is_ipv6);
+        let stay = [neighbour, out].into_iter().chain(others.map(ip));
+        for near in stay {
+            for kind in [UDP, ACK] {
+                let sent = packet(kind, (out, near), (1, 2), b"data", 60);
+                for from in [far, router(is_ipv6)] {
+                    let got = world.enter(&error((from, out), &sent, 500, 60));
+                    let expected = End::Dropped(DropReason::IcmpUnmatched);
+                    assert_eq!(got, expected, "{near} by {from}");
+                }
+            }
+            // And the vm tells nobody outside about the packets of an inside address.
+            let got = packet(UDP, (near, inside), (2, 1), b"data", 60);
+            let got = world.leave(SERVER, &error((inside, far), &got, 500, 60));
+            assert_eq!(got, End::Dropped(DropReason::IcmpUnmatched), "{near}");
+        }
+    }
+}
+
 #[test]
 fn fragments_are_translated_in_order_and_out_of_order() {
     for is_ipv6 in FAMILIES {
@@ -400,8 +431,10 @@ fn strange_packets_are_dropped_for_their_reason() {
         let out = public(SERVER, is_ipv6);
         let reserved = ip(if is_ipv6 { "ff02::1" } else { "240.0.0.1" });
         for from in [reserved, out] {
-            let got = world.enter(&packet(UDP, (from, out), (1, 1), b"", 60));
-            assert_eq!(got, End::Dropped(DropReason::Martian), "{from}");
+            for port in [1, 2] {
+                let got = world.enter(&packet(UDP, (from, out), (1, port), b"", 60));
+                assert_eq!(got, End::Dropped(DropReason::Martian), "{from}");
+            }
         }
         let mut short = packet(SYN, (client(is_ipv6), out), (1, 2), b"", 60);
         let at = if is_ipv6 { 52 } else { 32 };

@@ -295,7 +295,7 @@ fn a_mux_dies_unnoticed(lab: &mut Lab) {
         "client",
         &format!(
             "curl -sS --no-progress-meter -Z --parallel-immediate --parallel-max 200 -m 90 \
-             --local-port 20000-20999 -o /dev/null \
+             -o /dev/null \
              -w '%{{http_code}} %{{size_download}}\\n' 'http://{VIP}/slow?n=[1-200]'"
         ),
     );

@@ -248,6 +248,19 @@ impl Command {
             _ => true,
         }
     }
+
+    /// Returns true if the command serves until it is ended, which no reader of its output may delay.
+    pub(crate) fn serves(&self) -> bool {
+        match self {
+            #[cfg(feature = "live")]
+            Self::Mux(_)
+            | Self::Host(_)
+            | Self::Proxy(_)
+            | Self::Watchdog(_)
+            | Self::Controller(_) => true,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

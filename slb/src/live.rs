@@ -96,7 +96,7 @@ pub(crate) use self::vm::move_state;
 pub(crate) use self::watchdog::run as watch;
 
 pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
-    log::begin(options.log, options.log_level);
+    let _log = log::begin(options.log, options.log_level);
     let path = options.config.path();
     if is_standard(path) || is_descriptor(path) {
         let is_standard = is_standard(path) || path == Path::new("/dev/stdin");

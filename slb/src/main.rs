@@ -60,6 +60,7 @@ fn main() -> ExitCode {
     if command.only_prints() {
         end_with_the_reader();
     }
+    let serves = command.serves();
     let result = match command {
         Command::Replay(options) => replay::run(&options),
         Command::Explain(options) => explain::run(&options),
@@ -124,8 +125,13 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !failure.message.is_empty() {
-                tell_line!("{failure}");
+            match serves {
+                #[cfg(feature = "live")]
+                true => {
+                    let _ = output::print_if_read(std::io::stderr(), &format!("{failure}\n"));
+                }
+                _ if failure.message.is_empty() => {}
+                _ => tell_line!("{failure}"),
             }
             ExitCode::from(failure.status)
         }

@@ -7,11 +7,16 @@
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 #[cfg(feature = "live")]
 use std::path::PathBuf;
+#[cfg(feature = "live")]
+use std::time::Duration;
+
+#[cfg(feature = "live")]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[cfg(feature = "azure")]
 use slb_control::azure;
@@ -57,6 +62,32 @@ pub(crate) fn print(text: fmt::Arguments<'_>) -> Result<(), Failure> {
 /// Prints to standard error. A message without a reader is lost.
 pub(crate) fn print_aside(text: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_fmt(text);
+}
+
+/// The time that a process which is about to end waits for a reader of its last words.
+#[cfg(feature = "live")]
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Prints the last words of a process that must not be kept from ending: what is not read within a second is lost.
+///
+/// # Errors
+/// As of the file, or `WouldBlock` where nothing reads it.
+#[cfg(feature = "live")]
+pub(crate) fn print_if_read(to: impl AsFd, text: &str) -> io::Result<()> {
+    /// A pipe that can be written takes so many bytes at once (`PIPE_BUF`).
+    const AT_ONCE: usize = 4096;
+    let mut file = File::from(to.as_fd().try_clone_to_owned()?);
+    let patience = Timespec {
+        tv_sec: PATIENCE.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    for part in text.as_bytes().chunks(AT_ONCE) {
+        if poll(&mut [PollFd::new(&file, PollFlags::OUT)], Some(&patience))? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        file.write_all(part)?;
+    }
+    Ok(())
 }
 
 /// The failure of a command whose standard output cannot be written. A reader that goes away, as in

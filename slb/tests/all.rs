@@ -103,6 +103,8 @@ mod systemd;
 mod tun_follows;
 #[cfg(feature = "live")]
 mod tutorial;
+#[cfg(feature = "live")]
+mod unread_log;
 mod vip_probes;
 #[cfg(feature = "live")]
 mod vm_moves;

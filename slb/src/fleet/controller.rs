@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 const STORE: &str = "store";
 
 pub(crate) fn run(options: &ControllerOptions) -> Result<(), Failure> {
-    crate::live::log::begin(options.log, options.log_level);
+    let _log = crate::live::log::begin(options.log, options.log_level);
     let store = super::open(&options.store)?;
     let name = options.name.clone().unwrap_or_else(|| {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname");

@@ -44,6 +44,7 @@ use super::watchdog::Life;
 use super::worker::{Counted, Worker};
 use crate::Failure;
 use crate::cli::LiveOptions;
+use crate::output::print_if_read;
 use crate::report::Report;
 
 /// The interval of the loop.
@@ -372,7 +373,8 @@ impl Control<'_> {
                 .map(|(name, n)| format!("{name} {n}"))
                 .collect();
             // A missing reader of the report is no failure of the balancer.
-            if say!("{report}I/O: {}\n", io.join(", ")).is_err() {
+            let report = format!("{report}I/O: {}\n", io.join(", "));
+            if print_if_read(std::io::stdout(), &report).is_err() {
                 warn!("the last report is lost: standard output cannot be written");
             }
         }

@@ -13,6 +13,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,6 +31,9 @@ use crate::cli::{LogFormat, WatchdogOptions};
 const BEAT: Duration = Duration::from_millis(500);
 /// The time without a heartbeat after which the watchdog acts.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The time in which a watchdog ends by itself when its process does.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The time after which a watchdog that ended is started again, at first; and the longest such time, if it ends again and
 /// again.
@@ -83,7 +87,13 @@ impl Life {
         }
         if let Some((mut child, pipe)) = self.watchdog.and_then(|watchdog| watchdog.child) {
             drop(pipe);
-            let _ = child.wait();
+            // One that is stopped does not see that the pipe is closed.
+            let begin = Instant::now();
+            while matches!(child.try_wait(), Ok(None)) && begin.elapsed() < FAREWELL {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let _ = child.kill();
+            let _ = child.try_wait();
         }
     }
 }
@@ -201,7 +211,7 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
         let ignored = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal, ignored).map_err(Failure::failed)?;
     }
-    log::begin(options.log, Level::INFO);
+    let _log = log::begin(options.log, Level::INFO);
     let name = &options.announce;
     // Memory that runs short stops the process that it watches, and must not stop the watchdog as well, which would wait
     // for its own pages. Where it may not lock them, it goes on without.
@@ -262,8 +272,8 @@ pub(crate) fn run(options: &WatchdogOptions) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_watchdog_that_does_not_read_keeps_nobody_waiting() {
+    /// A watchdog that reads nothing, as one that is stopped.
+    fn deaf() -> Watchdog {
         let mut child = Command::new("sleep")
             .arg("60")
             .stdin(Stdio::piped())
@@ -271,14 +281,46 @@ mod tests {
             .expect("sleep is there");
         let pipe = child.stdin.take().expect("it has a pipe");
         ioctl_fionbio(&pipe, true).expect("a pipe can be so");
-        let mut watchdog = Watchdog {
+        Watchdog {
             interface: "lo".to_owned(),
             log: LogFormat::Text,
             child: Some((child, pipe)),
             killed: None,
             started: Instant::now(),
             pause: AGAIN,
+        }
+    }
+
+    #[test]
+    fn a_watchdog_that_is_stopped_does_not_delay_the_end() {
+        let watchdog = deaf();
+        let pid = watchdog.child.as_ref().map(|(child, _)| child.id());
+        let life = Life {
+            watchdog: Some(watchdog),
+            systemd: None,
+            last: Instant::now(),
         };
+        let begin = Instant::now();
+        life.end(None);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        let proc = format!("/proc/{}/stat", pid.expect("it runs"));
+        let is_over = || match std::fs::read_to_string(&proc) {
+            // A process that was killed is a zombie until its parent waits for it.
+            Ok(stat) => stat.contains(") Z "),
+            Err(_) => true,
+        };
+        while !is_over() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(10),
+                "no watchdog is left"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_watchdog_that_does_not_read_keeps_nobody_waiting() {
+        let mut watchdog = deaf();
         // More than a pipe holds.
         for _ in 0..70_000 {
             watchdog.beat();

@@ -7,9 +7,9 @@ use slb_core::state::Refusal;
 use slb_io_pcap::CaptureStats;
 
 use super::Shared;
-use crate::live::measured;
 use crate::live::state::StateStatus;
 use crate::live::worker::Counted;
+use crate::live::{log, measured};
 use crate::report::Report;
 use crate::report::metrics::{Family, one};
 
@@ -70,6 +70,11 @@ impl Shared {
                 "slb_workers",
                 "Threads that move packets",
                 one(self.workers.len() as u64),
+            ),
+            Family::counter(
+                "slb_log_lines_lost",
+                "Lines of the log that are lost since standard error was not read",
+                one(log::lost()),
             ),
             measured::of_rules(config),
         ]);

@@ -80,6 +80,7 @@ mod queues;
 mod reloads;
 mod replay_files;
 mod report_page;
+mod report_pictures;
 #[cfg(feature = "live")]
 mod resets;
 #[cfg(feature = "live")]

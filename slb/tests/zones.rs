@@ -197,11 +197,11 @@ fn metric(lab: &Lab, mux: u32, sample: &str) -> f64 {
 }
 
 /// Has the host agents that run follow a change of their configurations.
-fn reload_hosts(lab: &Lab, change: impl Fn(String) -> String) {
+fn reload_hosts(lab: &Lab, change: impl Fn(&str) -> String) {
     let generation = |zone: u32| lab.status(&format!("host{zone}"))["generation"].as_u64();
     for (&zone, host) in &lab.hosts {
         let before = generation(zone);
-        let text = change(configuration(lab, "host", zone));
+        let text = change(&configuration(lab, "host", zone));
         lab.write(&format!("host{zone}.toml"), &text);
         host.signal("HUP");
         lab.wait_until("a host agent follows", || generation(zone) > before);
@@ -209,7 +209,7 @@ fn reload_hosts(lab: &Lab, change: impl Fn(String) -> String) {
 }
 
 /// The configuration of a node without the lost zone's vm in the pools of all zones.
-fn without_lost(text: String) -> String {
+fn without_lost(text: &str) -> String {
     let vm = format!("mac = \"02:00:0a:0a:0{LOST}:0b\", weight = ");
     assert_eq!(text.matches(&vm).count(), 2);
     text.replace(&format!("{vm}1"), &format!("{vm}0"))
@@ -307,7 +307,7 @@ fn the_loss_of_a_zone_breaks_only_what_was_in_it() {
     // The zone comes back, and nothing that goes on elsewhere notices.
     let begun = downloads(&lab, VIP, DOWNLOADS);
     sleep(Duration::from_secs(1));
-    reload_hosts(&lab, |text| text);
+    reload_hosts(&lab, str::to_owned);
     set_cables(&lab, "up");
     // The host is told who had the slots of its vm meanwhile: its mux knows none of the connections, and sends them by
     // a table that has the vm again.

@@ -37,6 +37,8 @@ mod fleet_files;
 #[cfg(feature = "live")]
 mod fleet_store;
 #[cfg(feature = "live")]
+mod fleet_zones;
+#[cfg(feature = "live")]
 mod fragments;
 #[cfg(feature = "live")]
 mod handover;

@@ -25,12 +25,12 @@ const SLB: &str = env!("CARGO_BIN_EXE_slb");
 const OUTAGE: Duration = Duration::from_secs(60);
 
 /// The ports that clients of the members use.
-fn urls() -> String {
+pub(crate) fn urls() -> String {
     let urls = (1..=3).map(|n| format!("http://172.16.0.1:{}", 2000 + n));
     urls.collect::<Vec<_>>().join(",")
 }
 
-fn start_etcd(world: &World, number: u32) -> Process {
+pub(crate) fn start_etcd(world: &World, number: u32) -> Process {
     let peer = |n: u32| format!("http://127.0.0.1:{}", 2100 + n);
     let cluster: Vec<String> = (1..=3).map(|n| format!("m{n}={}", peer(n))).collect();
     let (client, own) = (format!("http://172.16.0.1:{}", 2000 + number), peer(number));
@@ -54,7 +54,19 @@ fn start_etcd(world: &World, number: u32) -> Process {
     )
 }
 
-fn start_controller(world: &World, number: u32) -> Process {
+pub(crate) fn etcd_answers(lab: &Lab) {
+    lab.wait_until("etcd answers", || {
+        let health = format!("etcdctl --endpoints {} endpoint health", urls());
+        let command = lab
+            .world
+            .command("router", &health)
+            .env("ETCDCTL_API", "3")
+            .output();
+        command.is_ok_and(|output| output.status.success())
+    });
+}
+
+pub(crate) fn start_controller(world: &World, number: u32) -> Process {
     world.start(
         "router",
         &format!(
@@ -70,9 +82,13 @@ fn is_common(line: &str) -> bool {
 }
 
 fn start_node(lab: &Lab, role: &str, number: u32) -> Process {
-    let machine = format!("{role}{number}");
     let own = if role == "mux" { 10 } else { 100 } + number;
-    let whole = lab.configuration(role, own, NO_CHANGE);
+    start_node_of(lab, role, number, &lab.configuration(role, own, NO_CHANGE))
+}
+
+/// Starts a node with what a whole configuration says of it alone.
+pub(crate) fn start_node_of(lab: &Lab, role: &str, number: u32, whole: &str) -> Process {
+    let machine = format!("{role}{number}");
     let (node, _) = whole.split_once("[[frontend]]").unwrap();
     let own = node.lines().filter(|line| !is_common(line));
     let own: Vec<&str> = own.collect();
@@ -93,7 +109,11 @@ fn start_node(lab: &Lab, role: &str, number: u32) -> Process {
 
 /// Applies a spec, and waits until all nodes have it.
 fn apply(lab: &Lab, change: Change) {
-    let whole = lab.configuration("mux", 1, change);
+    apply_all_of(lab, &lab.configuration("mux", 1, change));
+}
+
+/// Applies what a whole configuration says of all nodes, and waits until they have it.
+pub(crate) fn apply_all_of(lab: &Lab, whole: &str) {
     let (node, rest) = whole.split_once("[[frontend]]").unwrap();
     let common = node.lines().filter(|line| is_common(line));
     let common: Vec<&str> = common.collect();
@@ -106,13 +126,13 @@ fn apply(lab: &Lab, change: Change) {
     assert!(said.contains("live: generation"), "{said}");
 }
 
-fn fleet_status(lab: &Lab) -> Value {
+pub(crate) fn fleet_status(lab: &Lab) -> Value {
     let command = format!("{SLB} fleet status --fleet {} --format json", urls());
     serde_json::from_str(&lab.world.on("router", &command)).unwrap()
 }
 
 /// Waits until all muxes choose alike, and have so many backends with weight.
-fn tables_are_equal(lab: &Lab) {
+pub(crate) fn tables_are_equal(lab: &Lab) {
     lab.wait_until("all muxes have the same tables", || {
         let all: Vec<Value> = lab
             .muxes
@@ -237,15 +257,7 @@ fn a_fleet_goes_on_whatever_becomes_of_its_store_and_its_controllers() {
     }
     let mut lab = Lab::new(Io::AfXdp, (3, 3));
     let mut etcds: Vec<Process> = (1..=3).map(|n| start_etcd(&lab.world, n)).collect();
-    lab.wait_until("etcd answers", || {
-        let health = format!("etcdctl --endpoints {} endpoint health", urls());
-        let command = lab
-            .world
-            .command("router", &health)
-            .env("ETCDCTL_API", "3")
-            .output();
-        command.is_ok_and(|output| output.status.success())
-    });
+    etcd_answers(&lab);
     let mut controllers: Vec<Process> = (1..=2).map(|n| start_controller(&lab.world, n)).collect();
     for number in 1..=3 {
         let host = start_node(&lab, "host", number);

@@ -17,17 +17,17 @@ use common::world::{Process, lacking};
 
 const SLB: &str = env!("CARGO_BIN_EXE_slb");
 /// The zone that is lost.
-const LOST: u32 = 2;
-const DOWNLOADS: usize = 45;
-const ZONAL_DOWNLOADS: usize = 10;
+pub(crate) const LOST: u32 = 2;
+pub(crate) const DOWNLOADS: usize = 45;
+pub(crate) const ZONAL_DOWNLOADS: usize = 10;
 
 /// The VIP of a zone.
-fn vip_of(zone: u32) -> String {
+pub(crate) fn vip_of(zone: u32) -> String {
     format!("20.20.20.{zone}")
 }
 
 /// The configuration of a node: that of the data centre, with zones.
-fn configuration(lab: &Lab, role: &str, zone: u32) -> String {
+pub(crate) fn configuration(lab: &Lab, role: &str, zone: u32) -> String {
     let own = if role == "mux" { 10 } else { 100 } + zone;
     let mut text = lab.configuration(role, own, NO_CHANGE);
     let mut put = |at: &str, zones: &str| {
@@ -93,7 +93,7 @@ fn paths(lab: &Lab, vip: &str) -> Vec<u32> {
     (1..=3).filter(is_by).collect()
 }
 
-fn zones_are_announced(lab: &Lab, alive: &[u32]) {
+pub(crate) fn zones_are_announced(lab: &Lab, alive: &[u32]) {
     lab.wait_until("each VIP is announced by those that should", || {
         let zonal = (1..=3).all(|zone| {
             let own: Vec<u32> = alive.iter().copied().filter(|own| *own == zone).collect();
@@ -104,7 +104,7 @@ fn zones_are_announced(lab: &Lab, alive: &[u32]) {
 }
 
 /// Asks for short pages, and counts which vms serve them.
-fn served(lab: &Lab, vip: &str, count: u32) -> BTreeMap<String, u32> {
+pub(crate) fn served(lab: &Lab, vip: &str, count: u32) -> BTreeMap<String, u32> {
     let pages = lab.world.on(
         "client",
         &format!("sh -c 'for i in $(seq {count}); do curl -sS -m 5 http://{vip}/; done'"),
@@ -119,7 +119,7 @@ fn served(lab: &Lab, vip: &str, count: u32) -> BTreeMap<String, u32> {
 }
 
 /// Downloads under way.
-fn downloads(lab: &Lab, vip: &str, count: usize) -> Process {
+pub(crate) fn downloads(lab: &Lab, vip: &str, count: usize) -> Process {
     lab.world.start(
         "client",
         &format!(
@@ -131,7 +131,7 @@ fn downloads(lab: &Lab, vip: &str, count: usize) -> Process {
 }
 
 /// The ports of downloads: those that came whole, and those that did not.
-fn ports(downloads: Process) -> (Vec<u16>, Vec<u16>) {
+pub(crate) fn ports(downloads: Process) -> (Vec<u16>, Vec<u16>) {
     let said = downloads.output();
     let whole = format!("200 {SLOW}");
     let (mut good, mut bad) = (Vec::new(), Vec::new());
@@ -145,7 +145,7 @@ fn ports(downloads: Process) -> (Vec<u16>, Vec<u16>) {
 
 /// The vm that a connection to the redundant VIP has while all backends are well, by `slb explain`.
 fn vm_of(lab: &Lab, port: u16) -> String {
-    let config = lab.world.path("mux1.toml").display().to_string();
+    let config = lab.write("explained.toml", &configuration(lab, "mux", 1));
     let said = lab.world.on(
         "client",
         &format!("{SLB} explain --config {config} tcp {CLIENT}:{port} {VIP}:80"),
@@ -163,7 +163,7 @@ fn vm_of(lab: &Lab, port: u16) -> String {
 }
 
 /// Expects that of the downloads from the redundant VIP only those of the lost zone's vm broke.
-fn only_the_lost_broke(lab: &Lab, downloads: Process) -> usize {
+pub(crate) fn only_the_lost_broke(lab: &Lab, downloads: Process) -> usize {
     let (good, bad) = ports(downloads);
     assert_eq!(good.len() + bad.len(), DOWNLOADS);
     let lost = format!("vm{LOST}");
@@ -175,7 +175,7 @@ fn only_the_lost_broke(lab: &Lab, downloads: Process) -> usize {
 }
 
 /// The zone of a pool in the status of a mux: whether it is available, and its share of new flows.
-fn zone(lab: &Lab, mux: u32, pool: &str, zone: u32) -> (bool, f64) {
+pub(crate) fn zone(lab: &Lab, mux: u32, pool: &str, zone: u32) -> (bool, f64) {
     let status = lab.status(&format!("mux{mux}"));
     assert_eq!(status["zone"], mux.to_string());
     let zones = status["zones"].as_array().unwrap();
@@ -215,7 +215,7 @@ fn without_lost(text: &str) -> String {
     text.replace(&format!("{vm}1"), &format!("{vm}0"))
 }
 
-fn set_cables(lab: &Lab, state: &str) {
+pub(crate) fn set_cables(lab: &Lab, state: &str) {
     for role in ["mux", "host"] {
         lab.world
             .on("router", &format!("ip link set {role}{LOST} {state}"));

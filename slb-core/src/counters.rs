@@ -5,7 +5,7 @@
 
 use crate::mem::{Mem, Memory};
 use crate::snapshot::Snapshot;
-use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters, VmCounters};
 
 /// Memory for counters of rules, backends and, at a host agent, SNAT ports and rules of access lists.
 ///
@@ -32,6 +32,31 @@ pub struct CounterMemory<'m> {
     pub snat: Mem<'m, SnatCounters>,
     /// Counters of the rules of access lists; a mux has none.
     pub security: Mem<'m, SecurityCounters>,
+    /// Traffic of vms by the number of their port; only a host agent has any.
+    pub vms: Mem<'m, VmCounters>,
+}
+
+/// Numbers of counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CounterSizes {
+    /// Counters of rules.
+    pub rules: usize,
+    /// Counters of backends.
+    pub backends: usize,
+    /// Counters of rules of access lists.
+    pub security: usize,
+    /// Rows for the traffic of vms, by port.
+    pub vms: usize,
+}
+
+impl CounterSizes {
+    /// Returns true if every item of a snapshot has its counters.
+    pub fn fit(&self, snapshot: &Snapshot<'_>) -> bool {
+        snapshot.rule_slots() <= self.rules
+            && snapshot.backend_slots() <= self.backends
+            && snapshot.security_slots() <= self.security
+            && snapshot.vm_slots() <= self.vms
+    }
 }
 
 impl<'m> CounterMemory<'m> {
@@ -42,21 +67,31 @@ impl<'m> CounterMemory<'m> {
     /// Makes counters for a snapshot, and for as many further rules and backends. Returns `None` if
     /// the memory is used up.
     pub fn build(snapshot: &Snapshot<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
-        let (rules, backends, security) = Self::size_for(snapshot);
+        let CounterSizes {
+            rules,
+            backends,
+            security,
+            vms,
+        } = Self::size_for(snapshot);
         Some(Self {
             rules: memory.take(rules, RuleCounters::default())?,
             backends: memory.take(backends, BackendCounters::default())?,
             snat: memory.take(backends, SnatCounters::default())?,
             security: memory.take(security, SecurityCounters::default())?,
+            vms: memory.take(vms, VmCounters::default())?,
         })
     }
 
-    /// Returns the numbers of rules, of backends and of rules of access lists that [`build`](Self::build) makes
-    /// counters for.
-    pub fn size_for(snapshot: &Snapshot<'_>) -> (usize, usize, usize) {
+    /// Returns the numbers of counters that [`build`](Self::build) makes.
+    pub fn size_for(snapshot: &Snapshot<'_>) -> CounterSizes {
         let rules = (2 * snapshot.rule_slots()).max(Self::LEAST_RULES);
         let backends = (2 * snapshot.backend_slots()).max(Self::LEAST_BACKENDS);
-        (rules, backends, 2 * snapshot.security_slots())
+        CounterSizes {
+            rules,
+            backends,
+            security: 2 * snapshot.security_slots(),
+            vms: 2 * snapshot.vm_slots(),
+        }
     }
 }
 
@@ -64,12 +99,18 @@ impl<'m> CounterMemory<'m> {
 impl CounterMemory<'static> {
     /// Makes counters like [`build`](Self::build), in boxes.
     pub fn new(snapshot: &Snapshot<'_>) -> Self {
-        let (rules, backends, security) = Self::size_for(snapshot);
+        let CounterSizes {
+            rules,
+            backends,
+            security,
+            vms,
+        } = Self::size_for(snapshot);
         Self {
             rules: alloc::vec![RuleCounters::default(); rules].into(),
             backends: alloc::vec![BackendCounters::default(); backends].into(),
             snat: alloc::vec![SnatCounters::default(); backends].into(),
             security: alloc::vec![SecurityCounters::default(); security].into(),
+            vms: alloc::vec![VmCounters::default(); vms].into(),
         }
     }
 }

@@ -43,9 +43,12 @@ use crate::nat::{DirectFlows, NatOptions, NatTable, NatTables};
 use crate::observe::Observe;
 use crate::snapshot::{BackendKey, Rejected, RoleError, RuleKey, Snapshot};
 use crate::state::{Age, Cursor, Exported, Imported, StateError};
-use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters, Stats};
+use crate::stats::{
+    BackendCounters, RuleCounters, SecurityCounters, SnatCounters, Stats, VmCounters,
+};
 use crate::steer::Share;
 use crate::time::Instant;
+use crate::verdict::PortId;
 
 pub(crate) use self::role::HostRole;
 
@@ -312,6 +315,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Host<'m, S> {
     /// for its counters, or no vm of this node that has a list.
     pub fn security_counters(&self, list: usize, rule: usize) -> Option<SecurityCounters> {
         self.pipeline.security_counters(list, rule)
+    }
+
+    /// Returns the traffic of the vm at a port of this node, since the vm came to the port. `None` if there is no vm, or
+    /// no memory for its counters.
+    pub fn vm_counters(&self, port: PortId) -> Option<VmCounters> {
+        self.pipeline.vm_counters(port)
     }
 
     /// Returns the SNAT counters of a backend, which is given as for

@@ -77,6 +77,7 @@ pub mod maglev;
 mod mark;
 #[expect(unsafe_code, reason = "tables live in memory that the caller gives")]
 pub mod mem;
+mod meter;
 pub mod mux;
 pub mod nat;
 pub mod observe;

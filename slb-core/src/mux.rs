@@ -36,7 +36,7 @@ use core::ops::Deref;
 
 use self::forward::{Chosen, Forwarder, Run};
 use self::pipeline::{Lane, Pipeline};
-use crate::counters::{self, CounterMemory};
+use crate::counters::{self, CounterMemory, CounterSizes};
 use crate::flow::FlowTable;
 use crate::fragments::{FragmentRoom, FragmentTable};
 use crate::frame::{BURST, Burst, Frame};
@@ -346,7 +346,9 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Mux<'m, S> {
         memory: &mut impl Memory<'m>,
     ) -> Option<MuxTables<'m>> {
         const FRAGMENTS: usize = 4096;
-        let (rules, backends, _) = CounterMemory::size_for(snapshot);
+        let CounterSizes {
+            rules, backends, ..
+        } = CounterMemory::size_for(snapshot);
         Some(MuxTables {
             flows: match flows {
                 0 => None,

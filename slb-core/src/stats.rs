@@ -3,6 +3,7 @@
 use core::ops::{AddAssign, Index, Sub};
 
 use crate::flow::FlowStats;
+pub use crate::meter::{Traffic, VmCounters};
 use crate::nat::NatStats;
 use crate::verdict::{DropReason, Verdict};
 

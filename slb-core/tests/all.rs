@@ -43,6 +43,7 @@ mod lineage;
 mod list;
 mod maglev;
 mod martians;
+mod metering;
 mod mux;
 mod mux_flows;
 mod names;

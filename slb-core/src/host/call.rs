@@ -220,6 +220,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             direction: Direction::Inward,
             zone,
             sender: NO_SENDER,
+            is_call: true,
             ..*lane
         };
         if leave_on(frame, &lane.packet, link).is_none() {

@@ -34,6 +34,7 @@ impl Role for HostRole {
     const CHOOSES: bool = false;
     const RECORD: Kind = Kind::HostConnection;
     const PASSES_ON: bool = true;
+    const METERS: bool = true;
 
     #[inline(always)]
     fn direction(
@@ -89,12 +90,12 @@ impl Role for HostRole {
                 read => read?,
             });
         } else {
+            (lane.direction, lane.zone) = (Direction::Outward, frame.port());
             let vm = pipeline.snapshot.nat.vm_by_port(frame.port());
-            lane.zone = vm.ok_or(Verdict::Pass)?.port;
-            lane.direction = Direction::Outward;
+            vm.ok_or(Verdict::Pass)?;
         }
         match lane.packet.read(frame.bytes()) {
-            Read::Ip => {}
+            Read::Ip => lane.is_ip = true,
             Read::Other if outer.is_some() => return Err(Verdict::Forward(lane.zone)),
             Read::Other => return Err(Verdict::Pass),
             Read::Bad(reason) => return Err(refuse_bad(&pipeline.snapshot, frame, lane, reason)),
@@ -116,6 +117,10 @@ impl Role for HostRole {
             return Ok(());
         }
         pipeline.classify_unusual::<Self>(frame, lane, seen)
+    }
+
+    fn is_inside(snapshot: &Snapshot<'_>, port: PortId, address: IpAddr) -> bool {
+        snapshot.is_private_at(address, port) || is_reached_untranslated(snapshot, port, address)
     }
 
     fn open<'s, A: Table, S: Deref<Target = Snapshot<'s>>>(

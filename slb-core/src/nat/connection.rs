@@ -56,8 +56,11 @@ const VIA: u8 = 0x07;
 /// In [`Sequences::flags`], set if answers go through a mux.
 const THROUGH: u8 = 0x08;
 /// In [`Connection::idle`], if answers go through a mux, the high five bits of that mux's number.
-/// Rounding adds up to two seconds to the idle timeout.
-const IDLE_VIA: u16 = 0x1f;
+/// Rounding adds up to four seconds to the idle timeout.
+const IDLE_VIA: u16 = 0x3e;
+const IDLE_VIA_SHIFT: u32 = 1;
+/// In [`Connection::idle`], set if the remote end is inside. Rounding adds up to 67 ms.
+const INSIDE: u16 = 0x01;
 const RESETS: u8 = 0x10;
 const OPENED_OUTWARD: u8 = 0x20;
 const SHARED: u8 = 0x40;
@@ -111,6 +114,12 @@ pub struct Connection<A> {
     zone: u16,
 }
 
+/// In [`Connection::account`], set if the remote end is inside.
+pub(crate) const INSIDE_ACCOUNT: u64 = INSIDE as u64;
+/// Distinguishes packets from the server in an account. A server has one port, so no other account differs from its own
+/// by this bit.
+pub(crate) const OUTWARD_ACCOUNT: u64 = 1 << 63;
+
 impl<A: Addresses> Connection<A> {
     /// A free place.
     pub const EMPTY: Self = Self {
@@ -154,7 +163,7 @@ impl<A: Addresses> Connection<A> {
             inside_ports: inside.ports,
             address_delta,
             port_delta,
-            idle: policy.idle.0,
+            idle: policy.idle.0.saturating_add(INSIDE) & !INSIDE,
             rule: policy.rule.bits(),
             server: policy.server,
             zone: zone.0,
@@ -163,7 +172,7 @@ impl<A: Addresses> Connection<A> {
         };
         if policy.via != Policy::DIRECT {
             connection.sequences.flags |= THROUGH;
-            connection.idle = connection.idle.saturating_add(IDLE_VIA);
+            connection.idle = connection.idle.saturating_add(IDLE_VIA) & !INSIDE;
             connection.set_via(policy.via);
         }
         connection
@@ -173,7 +182,7 @@ impl<A: Addresses> Connection<A> {
     pub(crate) fn set_via(&mut self, mux: u8) {
         let before = self.timeout();
         self.sequences.flags = self.sequences.flags & !VIA | mux & VIA;
-        self.idle = self.idle & !IDLE_VIA | u16::from(mux >> 3);
+        self.idle = self.idle & !IDLE_VIA | u16::from(mux >> 3) << IDLE_VIA_SHIFT;
         let after = self.timeout();
         self.deadline = self.deadline.wrapping_add(after.0.into());
         self.deadline = self.deadline.wrapping_sub(before.0.into());
@@ -208,8 +217,8 @@ impl<A: Addresses> Connection<A> {
             zone: self.zone(),
             policy: Policy {
                 idle: Span(match self.via() {
-                    Some(_) => self.idle & !IDLE_VIA,
-                    None => self.idle,
+                    Some(_) => self.idle & !IDLE_VIA & !INSIDE,
+                    None => self.idle & !INSIDE,
                 }),
                 rule: self.rule(),
                 server: self.server,
@@ -300,10 +309,18 @@ impl<A: Addresses> Connection<A> {
             && !self.is_free()
     }
 
-    /// Returns the account for the connection's packets: rule and server in one word.
+    /// Returns the account for the connection's packets: rule, server, and [`INSIDE_ACCOUNT`]. The other bits are those of
+    /// the fields beside them, so that one word is read.
     #[inline]
-    pub(crate) fn account(&self) -> u32 {
-        u32::from(self.rule) | u32::from(self.server) << 16
+    pub(crate) fn account(&self) -> u64 {
+        let Self {
+            idle,
+            rule,
+            server,
+            zone,
+            ..
+        } = *self;
+        u64::from(idle) | u64::from(rule) << 16 | u64::from(server) << 32 | u64::from(zone) << 48
     }
 
     /// Returns the differences that translation makes to the sums of a packet's addresses and of
@@ -348,8 +365,20 @@ impl<A: Addresses> Connection<A> {
     #[inline]
     pub(crate) fn via(&self) -> Option<usize> {
         let flags = self.sequences.flags;
-        let number = usize::from(flags & VIA) | usize::from(self.idle & IDLE_VIA) << 3;
+        let number =
+            usize::from(flags & VIA) | usize::from((self.idle & IDLE_VIA) >> IDLE_VIA_SHIFT) << 3;
         (flags & THROUGH != 0).then_some(number)
+    }
+
+    /// Notes that the remote end is inside.
+    pub(crate) fn set_inside(&mut self) {
+        self.idle |= INSIDE;
+    }
+
+    /// Returns true if the remote end is inside.
+    #[inline]
+    pub(crate) fn is_inside(&self) -> bool {
+        self.idle & INSIDE != 0
     }
 
     /// Returns true if answers go through the network of the server.

@@ -28,15 +28,17 @@ use self::report::{report_from, send_back, way_back};
 pub(crate) use self::role::Role;
 pub(crate) use self::take_up::{goes_on, policy};
 use super::{DirectFlows, NatOptions, NatTable, NatTables};
-use crate::counters::{self, CounterMemory};
+use crate::counters::{self, CounterMemory, CounterSizes};
 use crate::fragments::FragmentRoom;
 use crate::frame::Frame;
 use crate::limit::{Limits, SourceLimiter};
+use crate::meter;
+use crate::nat::tcp::Direction;
 use crate::observe::{Observe, Step};
 use crate::packet::{Family, Packet};
 use crate::snapshot::owners::{Generations, Past};
 use crate::snapshot::{BackendKey, Rejected, RuleKey, Snapshot};
-use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, Stats};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, Stats, VmCounters};
 use crate::time::{Clock, Instant};
 use crate::tunnel::encapsulation::Template;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -98,11 +100,16 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             rules,
             backends,
             security,
+            vms,
             ..
         } = &self.tables;
-        snapshot.rule_slots() <= rules.len()
-            && snapshot.backend_slots() <= backends.len()
-            && snapshot.security_slots() <= security.len()
+        let sizes = CounterSizes {
+            rules: rules.len(),
+            backends: backends.len(),
+            security: security.len(),
+            vms: vms.len(),
+        };
+        sizes.fit(snapshot)
     }
 
     pub(crate) fn replace_counters(
@@ -114,6 +121,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         counters::replace(&mut tables.backends, &mut counters.backends);
         counters::replace(&mut tables.snat, &mut counters.snat);
         counters::replace(&mut tables.security, &mut counters.security);
+        counters::replace(&mut tables.vms, &mut counters.vms);
         self.name_counters();
         self.has_new_counters = true;
         counters
@@ -153,6 +161,12 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     pub(crate) fn security_counters(&self, list: usize, rule: usize) -> Option<SecurityCounters> {
         let place = self.snapshot.nat.security.counters_of(list, rule)?;
         self.tables.security.get(place).copied()
+    }
+
+    /// Traffic of the vm at a port; `None` if there is no vm, or no memory for its counters.
+    pub(crate) fn vm_counters(&self, port: PortId) -> Option<VmCounters> {
+        let row = self.tables.vms.get(usize::from(port.0)).copied();
+        row.filter(VmCounters::is_used)
     }
 
     pub(crate) fn backend_counters(&self, backend: impl BackendKey) -> Option<BackendCounters> {
@@ -202,7 +216,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
     ) -> bool {
         lane.len = frame.len() as u32;
         lane.frame = place;
-        (lane.error, lane.is_public) = (None, false);
+        (lane.error, lane.is_public, lane.is_ip) = (None, false, false);
         match R::arrive(self, frame, lane, last, seen) {
             Ok(()) => {
                 let connections = &self.tables.connections;
@@ -262,7 +276,40 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             Verdict::Forward(port) => R::deliver(self, frame, lane, port, seen),
             _ => verdict,
         };
+        self.meter::<R>(frame, lane, verdict);
         finish(&mut self.stats, frame, lane, verdict, seen);
+    }
+
+    /// Counts a frame of no connection that a vm has sent, or is to get. The frame is as it leaves.
+    #[cold]
+    fn meter<R: Role>(&mut self, frame: &Frame<'_>, lane: &Lane, verdict: Verdict) {
+        if !R::METERS || matches!(verdict, Verdict::Drop(_)) {
+            return;
+        }
+        let snapshot = &*self.snapshot;
+        let rows = &mut self.tables.vms;
+        let from_vm = lane.direction == Direction::Outward;
+        let tuple = lane.own_packet().tuple();
+        let other = match lane.direction {
+            Direction::Inward => tuple.source,
+            Direction::Outward => tuple.destination,
+        };
+        let is_inside = !lane.is_ip || R::is_inside(snapshot, lane.zone, other);
+        if from_vm {
+            let kind = (is_inside, Direction::Outward);
+            meter::count(rows, lane.zone, kind, lane.len as usize);
+        }
+        match verdict {
+            // From a vm, it is for another one of the node.
+            Verdict::Forward(port) if port != snapshot.underlay().port => {
+                let kind = (is_inside || from_vm, Direction::Inward);
+                meter::count(rows, port, kind, frame.len());
+            }
+            Verdict::Reply if from_vm => {
+                meter::count(rows, lane.zone, (is_inside, Direction::Inward), frame.len());
+            }
+            _ => {}
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::mem::{Mem, Memory};
 use crate::packet::Family;
 use crate::snapshot::Snapshot;
 use crate::spec::Underlay;
-use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters};
+use crate::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters, VmCounters};
 
 /// Options of a host agent or a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +153,8 @@ pub struct NatTables<'m> {
     pub snat: Mem<'m, SnatCounters>,
     /// Counters of the rules of access lists, which [`CounterMemory`] has too; rules beyond its end are not counted.
     pub security: Mem<'m, SecurityCounters>,
+    /// Traffic of vms by the number of their port, which [`CounterMemory`] has too; vms beyond its end are not counted.
+    pub vms: Mem<'m, VmCounters>,
     /// Ports taken by connections whose source is translated.
     pub snat_ports: PortTable<'m>,
     /// For a proxy, the link headers that its connections were opened with.
@@ -199,6 +201,7 @@ impl<'m> NatTables<'m> {
             backends: counters.backends,
             snat: counters.snat,
             security: counters.security,
+            vms: counters.vms,
             snat_ports: PortTable::build(ports, connections.saturating_mul(2), key, memory)?,
             links: Links::none(),
         })

@@ -273,6 +273,17 @@ impl<'m> Nat<'m> {
         self.vms.get(self.vm_by_port.get(port.0.into())? as usize)
     }
 
+    /// Returns the largest number of a vm's port, plus one; zero without vms.
+    pub(crate) fn vm_slots(&self) -> usize {
+        let vms = self.vms.iter().take(self.vm_count);
+        vms.map(|vm| usize::from(vm.port.0) + 1).max().unwrap_or(0)
+    }
+
+    /// Returns the identity of the vm at a port: its MAC address and network.
+    pub(crate) fn vm_name(&self, port: PortId) -> Option<[u64; 2]> {
+        self.vm_by_port(port).map(|vm| mac_key(vm.mac, vm.vni))
+    }
+
     /// Returns the vm with a MAC address in a network.
     #[inline]
     pub(crate) fn vm_by_mac(&self, mac: MacAddress, vni: Vni) -> Option<&Vm> {

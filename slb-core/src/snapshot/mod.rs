@@ -262,6 +262,12 @@ impl Snapshot<'_> {
         self.nat.security.counter_slots()
     }
 
+    /// Returns the number of rows that the traffic of a host agent's vms needs: the largest number of a vm's port, plus
+    /// one.
+    pub fn vm_slots(&self) -> usize {
+        self.nat.vm_slots()
+    }
+
     /// Returns the number of counters that rules need: [`CompiledRule::slot`] is always less.
     pub fn rule_slots(&self) -> usize {
         self.rule_ids.used()

@@ -304,7 +304,7 @@ impl<'a> CommonHead<'a> {
     }
 
     /// Returns the end of the inner frame, for a frame with a known common name; `None` if its
-    /// checksum is wrong, or its lengths contradict each other.
+    /// checksum is wrong, or its lengths contradict each other or the frame's.
     #[inline]
     pub(crate) fn end(&self) -> Option<usize> {
         const IP: usize = ethernet::HEADER_LEN;
@@ -312,7 +312,9 @@ impl<'a> CommonHead<'a> {
         let half = |at: usize| usize::from(u16::from_be_bytes([self.0[at], self.0[at + 1]]));
         let len = half(UDP + 4);
         let header = self.0[IP..].first_chunk()?;
-        let is_right = half(IP + 2) == len + ipv4::HEADER_LEN && ipv4::checksum_is_right(header);
+        let is_right = half(IP + 2) == len + ipv4::HEADER_LEN
+            && UDP + len == self.1.len()
+            && ipv4::checksum_is_right(header);
         is_right.then_some(UDP + len)
     }
 

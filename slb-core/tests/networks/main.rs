@@ -23,7 +23,7 @@ use net::{FABRIC, Plan, VIP, ip, prefix, process};
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xee];
 
 /// A datagram from a vm of the plan, in a frame for `to_mac`.
-fn datagram(plan: &Plan, vm: usize, to_mac: [u8; 6], to: IpAddr, ttl: u8) -> Vec<u8> {
+pub fn datagram(plan: &Plan, vm: usize, to_mac: [u8; 6], to: IpAddr, ttl: u8) -> Vec<u8> {
     let from = &plan.vms[vm];
     let source = from.addresses.iter().find(|a| a.is_ipv4() == to.is_ipv4());
     datagram_from((from.mac, *source.expect("one")), to_mac, to, ttl)

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::common::{faults_of, through};
+use crate::common::faults_of;
+use crate::common::meter::metered;
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
     Backend, Frontend, Network, NetworkVm, Pool, Prefix, Protocol, Rule, Spec, SpecError, Underlay,
@@ -210,7 +211,5 @@ impl Plan {
 
 /// Sends one frame through a host.
 pub fn process(host: &mut TestHost, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
-    through(port, frame, |frames| {
-        host.process(NOW, frames);
-    })
+    metered(host, NOW, port, frame)
 }

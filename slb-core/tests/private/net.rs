@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::common::through;
+use crate::common::meter::metered;
 use etherparse::PacketBuilder;
 use slb_core::hash::Distribution;
 use slb_core::health::Condition;
@@ -402,9 +402,7 @@ impl Net {
     pub fn enter(&mut self, mut host: usize, mut port: PortId, frame: &[u8]) -> End {
         let mut frame = frame.to_vec();
         for _ in 0..10 {
-            let (verdict, got) = through(port, &frame, |frames| {
-                self.hosts[host].process(self.now, frames);
-            });
+            let (verdict, got) = metered(&mut self.hosts[host], self.now, port, &frame);
             match verdict {
                 Verdict::Forward(FABRIC) => {
                     (host, frame) = (self.cross(&got), got);

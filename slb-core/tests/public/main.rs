@@ -1,7 +1,7 @@
 //! Public addresses of vms: 1:1 NAT through a mux and a host agent.
 
 mod faults;
-mod net;
+pub mod net;
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};

@@ -13,6 +13,7 @@ use slb_core::{
     DropReason, FragmentRoom, Frame, HEADROOM, Host, Instant, Key, Mux, PortId, Verdict,
 };
 
+use crate::common::meter::metered;
 use crate::common::through;
 use crate::networks::net::{FABRIC, Plan, TestHost, ip};
 use crate::private::net::outer;
@@ -158,9 +159,7 @@ impl World {
     }
 
     fn at_host(&mut self, host: usize, port: PortId, frame: &[u8]) -> End {
-        let (verdict, got) = through(port, frame, |frames| {
-            self.hosts[host].process(self.now, frames);
-        });
+        let (verdict, got) = metered(&mut self.hosts[host], self.now, port, frame);
         match verdict {
             // A later fragment may look like VXLAN.
             Verdict::Forward(FABRIC) => match outer(&got) {

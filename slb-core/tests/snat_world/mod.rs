@@ -18,7 +18,7 @@ use slb_core::wire::vxlan::Vni;
 use slb_core::{Burst, Host, Instant, Key, PortId, Verdict};
 
 pub use crate::common::Endpoint;
-use crate::common::through;
+use crate::common::meter::metered;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 101);
 const MUX: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 11);
@@ -326,9 +326,7 @@ pub struct World {
 impl World {
     /// Gives the host agent a frame; returns what becomes of it.
     pub fn give(&mut self, now: Instant, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
-        through(port, frame, |frames| {
-            self.host.process(now, frames);
-        })
+        metered(&mut self.host, now, port, frame)
     }
 
     /// An IP packet that a vm sends.

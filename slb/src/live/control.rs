@@ -18,6 +18,7 @@ use slb_control::lasting::Lasting;
 use slb_control::probe::{BackendName, Prober, VipProber};
 use slb_control::{Config, PassiveHealth, Role, SlowStart};
 use slb_core::MuxOptions;
+use slb_core::counters::CounterSizes;
 use slb_core::nat::NatOptions;
 use slb_core::snapshot::Snapshot;
 use slb_io_afxdp::{Program, Take};
@@ -107,9 +108,8 @@ pub(super) struct Control<'o> {
     pub(super) begun: Node,
     /// The limits of all workers; `None` if some are unknown.
     pub(super) limits: Option<NodeLimits>,
-    /// The numbers of rules, of backends and of rules of access lists for which the workers have
-    /// counters.
-    pub(super) counters: (usize, usize, usize),
+    /// The numbers of counters that the workers have.
+    pub(super) counters: CounterSizes,
     pub(super) workers: Vec<Worker>,
     /// The queues of each worker.
     pub(super) slots: Vec<Vec<Slot>>,

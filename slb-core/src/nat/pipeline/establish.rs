@@ -56,6 +56,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let (number, server) = match opened {
             Opened::New(mut connection) => {
+                note_peer::<A, R>(&self.snapshot, &mut connection);
                 connection.open(A::table(&mut self.tables.connections).now(), segment);
                 let number = self.add(&connection, lane, segment)?;
                 note_made(&self.snapshot, &connection, &mut self.tables);
@@ -63,6 +64,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 (number, connection.server())
             }
             Opened::TakenUp(mut connection) => {
+                note_peer::<A, R>(&self.snapshot, &mut connection);
                 let now = A::table(&mut self.tables.connections).now();
                 connection.take_up(now, lane.direction, segment);
                 let number = self.add(&connection, lane, segment)?;
@@ -568,5 +570,17 @@ impl Refusal<'_, '_> {
         self.stats.resets += 1;
         seen.step(lane.frame.into(), Step::Connection(ConnectionStep::Reset));
         verdict
+    }
+}
+
+/// Notes whether the remote end of a new connection is inside.
+#[cold]
+pub(super) fn note_peer<A: Table, R: Role>(
+    snapshot: &Snapshot<'_>,
+    connection: &mut Connection<A>,
+) {
+    let (remote, _) = connection.side(Direction::Inward).addresses.unpack();
+    if connection.is_internal() || R::is_inside(snapshot, connection.zone(), remote) {
+        connection.set_inside();
     }
 }

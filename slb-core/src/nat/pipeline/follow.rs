@@ -9,6 +9,7 @@ use super::report::report;
 use super::sweep::forget;
 use super::{Elsewhere, Lane, NO_CONNECTION, Pipeline, Role, Table, clamped_mss};
 use crate::frame::Frame;
+use crate::meter;
 use crate::nat::connection::Connection;
 use crate::nat::rewrite::{self, Rewrite};
 use crate::nat::table::NONE;
@@ -297,7 +298,20 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         }
         let opened_by = A::links_of(&tables.links).get(number as usize);
         let connection = (&*connection, opened_by);
-        R::leave(snapshot, frame, lane, packet, connection, tunnel).map_err(Stop::Done)
+        let (is_inside, vm) = (connection.0.is_inside(), connection.0.zone());
+        let port = R::leave(snapshot, frame, lane, packet, connection, tunnel);
+        let port = port.map_err(Stop::Done)?;
+        if R::METERS && !lane.is_call {
+            let len = match direction {
+                Direction::Inward => frame.len(),
+                Direction::Outward => len,
+            };
+            meter::count(&mut tables.vms, vm, (is_inside, direction), len);
+            if direction == Direction::Outward && port != underlay.port {
+                meter::count_here(&mut tables.vms, port, frame.len());
+            }
+        }
+        Ok(port)
     }
 
     /// Ends a connection whose outside tuple another connection is about to get. If its flow goes

@@ -30,6 +30,10 @@ pub(crate) struct Lane {
     pub(crate) direction: Direction,
     /// True if the packet came for a public address, and has the vm's own one now.
     pub(crate) is_public: bool,
+    /// True if the packet is a call of a vm of this node, as its backend on this node gets it.
+    pub(crate) is_call: bool,
+    /// True if `packet` is the frame's: the frame has an IP packet with readable headers.
+    pub(crate) is_ip: bool,
     /// For an ICMP error about a connection, the addresses of the error itself; `packet` has the
     /// tuple of the connection's packets.
     pub(crate) error: Option<[u64; 4]>,
@@ -46,6 +50,8 @@ impl Lane {
         frame: 0,
         direction: Direction::Inward,
         is_public: false,
+        is_call: false,
+        is_ip: false,
         error: None,
     };
 

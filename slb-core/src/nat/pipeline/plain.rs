@@ -22,13 +22,13 @@ use core::ops::Deref;
 use self::head::{Plain, numbers};
 use super::{Lane, Pipeline, Role, leave_through};
 use crate::frame::{BURST, Frame};
-use crate::nat::connection::ALL_PORTS;
+use crate::nat::connection::{ALL_PORTS, INSIDE_ACCOUNT, OUTWARD_ACCOUNT};
 use crate::nat::rule_id::ShortRuleId;
 use crate::nat::table::{Connections, NONE};
 use crate::nat::{ConnectionState, Direction, NatTables};
 use crate::observe::{ConnectionStep, Observe, Step};
 use crate::snapshot::Snapshot;
-use crate::stats::{BackendCounters, Count, RuleCounters};
+use crate::stats::{BackendCounters, Count, RuleCounters, VmCounters};
 use crate::tunnel::decapsulation::{COMMON, CommonHead};
 use crate::verdict::{PortId, Verdict};
 use crate::wire::vxlan::Vni;
@@ -86,18 +86,24 @@ impl PlainLane {
 /// Consecutive packets of one rule and one server, which are counted at once.
 #[derive(Debug)]
 struct Run {
-    /// Rule and server: see [`Connection::account`](crate::nat::Connection::account).
-    account: u32,
+    /// Rule, server and kind of traffic: see [`Connection::account`](crate::nat::Connection::account).
+    account: u64,
     /// Index of the server's counters.
     counters: u32,
     count: Count,
+    /// Port of the vm.
+    vm: PortId,
+    /// Bytes of each packet that do not reach the vm's port.
+    outer: u64,
+    /// Direction of the packets.
+    direction: Direction,
     /// Count of all earlier runs of the burst.
     total: Count,
 }
 
 impl Run {
     /// Account of no connection: no server has the number 65535.
-    const NO_ACCOUNT: u32 = u32::MAX;
+    const NO_ACCOUNT: u64 = u64::MAX;
 
     const EMPTY: Self = Self {
         account: Self::NO_ACCOUNT,
@@ -106,22 +112,38 @@ impl Run {
             packets: 0,
             bytes: 0,
         },
+        vm: PortId(0),
+        outer: 0,
+        direction: Direction::Inward,
         total: Count {
             packets: 0,
             bytes: 0,
         },
     };
 
-    /// Adds the count to the counters of rule and server.
-    fn end(&mut self, rules: &mut [RuleCounters], backends: &mut [BackendCounters]) {
+    /// Adds the count to the counters of rule, server and vm.
+    // Out of line, so that the path of packets within a run keeps its values in registers.
+    #[cold]
+    #[inline(never)]
+    fn end(
+        &mut self,
+        rules: &mut [RuleCounters],
+        backends: &mut [BackendCounters],
+        vms: &mut [VmCounters],
+    ) {
         let count = core::mem::take(&mut self.count);
         self.total += count;
-        let rule = ShortRuleId::from_bits(self.account as u16);
+        let rule = ShortRuleId::from_bits((self.account >> 16) as u16);
         if let Some(counters) = rule.counters(rules) {
             counters.forwarded += count;
         }
         if let Some(counters) = backends.get_mut(self.counters as usize) {
             counters.forwarded += count;
+        }
+        if let Some(row) = vms.get_mut(usize::from(self.vm.0)) {
+            let is_inside = self.account & INSIDE_ACCOUNT != 0;
+            let bytes = count.bytes - count.packets * self.outer;
+            *row.of(is_inside, self.direction) += Count { bytes, ..count };
         }
     }
 }
@@ -169,7 +191,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                 }
             }
         }
-        run.end(&mut self.tables.rules, &mut self.tables.backends);
+        let NatTables {
+            rules,
+            backends,
+            vms,
+            ..
+        } = &mut self.tables;
+        run.end(rules, backends, vms);
         self.stats.forwarded += run.total;
     }
 
@@ -326,6 +354,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             rules,
             backends,
             links,
+            vms,
             ..
         } = tables;
         let table = A::table(connections);
@@ -370,13 +399,19 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             }
         }
         let to_port = R::leaves_by(snapshot, connection.zone(), direction)?;
-        if run.account != connection.account() {
+        let mut account = connection.account();
+        if R::METERS && OUTWARD {
+            account ^= OUTWARD_ACCOUNT;
+        }
+        if run.account != account {
             let local = snapshot.nat.local(connection.server())?;
             if R::CHOOSES && local.suspect {
                 return None;
             }
-            run.end(rules, backends);
-            (run.account, run.counters) = (connection.account(), local.counters);
+            run.end(rules, backends, vms);
+            (run.account, run.counters) = (account, local.counters);
+            (run.vm, run.direction) = (connection.zone(), direction);
+            run.outer = start::<R>(OUTWARD) as u64; // no bytes follow the inner frame
         }
         // Nothing can fail from here on.
         if R::TUNNELS && !OUTWARD {

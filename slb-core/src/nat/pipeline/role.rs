@@ -35,6 +35,15 @@ pub(crate) trait Role: Sized {
     /// [`elsewhere`](Self::elsewhere).
     const PASSES_ON: bool;
 
+    /// True if the role counts the traffic of each vm.
+    const METERS: bool = false;
+
+    /// Returns true if the traffic of the vm at a port with an address stays inside: it counts as the network's, and
+    /// not as the Internet's.
+    fn is_inside(_: &Snapshot<'_>, _: PortId, _: IpAddr) -> bool {
+        false
+    }
+
     /// Returns the direction of a frame's packet on the fast path; `None` if the frame takes the
     /// slow path.
     fn direction(

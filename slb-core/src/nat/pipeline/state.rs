@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 use core::ops::Deref;
 
+use super::establish::note_peer;
 use super::sweep::note_imported;
 use super::{Pipeline, Role, Table};
 use crate::link::Link;
@@ -284,7 +285,8 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
         let elapsed = u32::try_from(elapsed).unwrap_or(u32::MAX);
         let saved = self.place::<A, R>(&record)?;
         let now = A::table_of(&self.tables.connections).now();
-        let connection = Connection::restore(&saved, now, elapsed).ok_or(Refusal::Expired)?;
+        let mut connection = Connection::restore(&saved, now, elapsed).ok_or(Refusal::Expired)?;
+        note_peer::<A, R>(&self.snapshot, &mut connection);
         Ok(Ready {
             connection,
             marks: record.marks,

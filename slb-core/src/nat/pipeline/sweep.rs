@@ -8,6 +8,7 @@ use crate::counters;
 use crate::frame::{Burst, Frame};
 use crate::limit::Own;
 use crate::link::Link;
+use crate::meter;
 use crate::nat::connection::Connection;
 use crate::nat::ports::{self, Given};
 use crate::nat::rewrite::Rewrite;
@@ -54,6 +55,7 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             snat,
             snat_ports,
             links,
+            vms,
             ..
         } = tables;
         let links = A::links(links);
@@ -81,7 +83,14 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
                     let to = R::way_to(snapshot, connection, way, opened_by);
                     let told = limits.allow(Own::Reset)
                         && spare.get_mut(*used).is_some_and(|frame| {
-                            tell::<A, R>(snapshot, frame, to, connection, way).is_some()
+                            let told = tell::<A, R>(snapshot, frame, to, connection, way);
+                            if let (true, Some(port)) = (R::METERS, told)
+                                && port != snapshot.underlay().port
+                            {
+                                let kind = (connection.is_inside(), Direction::Inward);
+                                meter::count(vms, port, kind, frame.len());
+                            }
+                            told.is_some()
                         });
                     *used += usize::from(told);
                     stats.resets += u64::from(told);
@@ -99,10 +108,12 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
             backends,
             snat,
             security,
+            vms,
             ..
         } = &mut self.tables;
         counters::name(&self.snapshot, rules, backends, snat);
         counters::name_security(&self.snapshot, security);
+        meter::name(&self.snapshot, vms);
     }
 
     /// Recounts the users of SNAT ports from all connections, since blocks have moved.
@@ -145,14 +156,15 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     }
 }
 
-/// Turns a spare frame into the RST that goes in the direction `way` to one end of a connection.
+/// Turns a spare frame into the RST that goes in the direction `way` to one end of a connection, and returns its
+/// port.
 fn tell<A: Table, R: Role>(
     snapshot: &Snapshot<'_>,
     frame: &mut Frame<'_>,
     to: Option<(PortId, Link)>,
     connection: &Connection<A>,
     way: Direction,
-) -> Option<()> {
+) -> Option<PortId> {
     let (port, link) = to?;
     // A packet in the direction `way` goes to the end whose own packets have the other direction.
     let (sequence, acknowledgement) = connection.sequences().reset_to(way.reverse());
@@ -172,7 +184,7 @@ fn tell<A: Table, R: Role>(
         leave_as_made(snapshot, tunnel, frame, connection.zone()).ok()?;
     }
     frame.set_verdict(Verdict::Forward(port));
-    Some(())
+    Some(port)
 }
 
 /// Returns the backend that opened an outbound connection; `None` if it is gone, or if the

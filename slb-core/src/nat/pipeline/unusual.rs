@@ -114,10 +114,13 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
             let [lane, ..] = lanes;
             (lane.frame, lane.error, lane.len) = (0, None, arrival.len);
             (lane.direction, lane.zone) = (arrival.direction, arrival.zone);
-            (lane.sender, lane.is_public) = (arrival.sender, false);
+            (lane.sender, lane.is_public, lane.is_ip) = (arrival.sender, false, false);
             self.stats.released.add(arrival.len as usize);
             let found = match lane.packet.read(frame.bytes()) {
-                Read::Ip => self.classify_unusual::<R>(frame, lane, &mut ()),
+                Read::Ip => {
+                    lane.is_ip = true;
+                    self.classify_unusual::<R>(frame, lane, &mut ())
+                }
                 Read::Other => Err(Verdict::Pass),
                 Read::Bad(reason) => Err(Verdict::Drop(reason)),
             };

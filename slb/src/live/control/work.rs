@@ -8,7 +8,7 @@ use std::time::Instant;
 use std::{fmt, io};
 
 use slb_control::Config;
-use slb_core::counters::CounterMemory;
+use slb_core::counters::{CounterMemory, CounterSizes};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::SpecError;
 use slb_io_afxdp::Take;
@@ -390,9 +390,7 @@ impl Control<'_> {
         let both: Vec<_> = self.taken.iter().zip(&taken).map(both).collect();
         self.take(&both)?;
         let generation = snapshot.generation();
-        let is_larger = snapshot.rule_slots() > self.counters.0
-            || snapshot.backend_slots() > self.counters.1
-            || snapshot.security_slots() > self.counters.2;
+        let is_larger = !self.counters.fit(&snapshot);
         if is_larger {
             self.counters = CounterMemory::size_for(&snapshot);
         }
@@ -414,7 +412,7 @@ impl Control<'_> {
             if !worker.mailbox.wait_for(generation) {
                 // The next snapshot replaces one that was not installed, and brings counters and
                 // limits again.
-                self.counters = (0, 0, 0);
+                self.counters = CounterSizes::default();
                 self.limits = None;
                 warn!(
                     worker = worker.names.join(", "),

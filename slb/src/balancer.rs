@@ -20,7 +20,7 @@ use slb_core::snapshot::Rejected;
 use slb_core::snapshot::{BackendId, RoleError, Snapshot};
 #[cfg(feature = "live")]
 use slb_core::state::{Age, Cursor, Exported, Imported, StateError};
-use slb_core::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters};
+use slb_core::stats::{BackendCounters, RuleCounters, SecurityCounters, SnatCounters, VmCounters};
 #[cfg(feature = "live")]
 use slb_core::steer::Share;
 use slb_core::{
@@ -339,6 +339,14 @@ impl Balancer {
         let rules = host.snapshot().security_rules(list)?;
         let counters = (0..rules).map(|rule| host.security_counters(list, rule));
         Some(counters.map(Option::unwrap_or_default).collect())
+    }
+
+    /// Traffic of the vm at a port; `None` if there is none, or if the role has no vms.
+    pub(crate) fn vm_counters(&self, port: u16) -> Option<VmCounters> {
+        match &self.role {
+            Running::Host(host) => host.vm_counters(PortId(port)),
+            Running::Mux(_) | Running::Proxy(_) => None,
+        }
     }
 
     pub(crate) fn backend_counters(&self, id: BackendId) -> Option<BackendCounters> {

@@ -6,6 +6,7 @@ pub(crate) mod rules;
 mod security;
 #[cfg(feature = "live")]
 pub(crate) mod totals;
+mod vms;
 pub(crate) mod zones;
 
 use std::collections::HashMap;
@@ -19,12 +20,15 @@ use slb_control::Config;
 use slb_control::config::Standing;
 use slb_core::nat::{ConnectionState, NatTable};
 use slb_core::snapshot::{CompiledBackend, Snapshot};
-use slb_core::stats::{BackendCounters, Count, RuleCounters, SecurityCounters, SnatCounters};
+use slb_core::stats::{
+    BackendCounters, Count, RuleCounters, SecurityCounters, SnatCounters, VmCounters,
+};
 use slb_core::{DropReason, Stats};
 use slb_io_pcap::{CaptureStats, LinkType};
 
 use self::rules::RuleLine;
 use self::security::SecurityLine;
+use self::vms::VmLine;
 use self::zones::ZoneLine;
 use crate::balancer::Balancer;
 
@@ -61,6 +65,8 @@ pub(crate) struct Tally {
     snat: Vec<Option<SnatCounters>>,
     /// Counters of the rules of each access list.
     security: Vec<Vec<SecurityCounters>>,
+    /// Traffic of the vm at each port.
+    vms: Vec<VmCounters>,
     is_pinned: bool,
     /// Connections in each state, for a host or a proxy.
     states: Option<[u64; ConnectionState::ALL.len()]>,
@@ -82,6 +88,7 @@ impl Tally {
             security: (0..)
                 .map_while(|list| balancer.security_counters(list))
                 .collect(),
+            vms: vms::counted(balancer),
             is_pinned: balancer.is_pinned(),
             states: balancer.connections().map(NatTable::states),
             snapshot,
@@ -114,6 +121,8 @@ impl Tally {
         let lists = self.security.iter_mut().zip(&other.security);
         let rules = lists.flat_map(|(own, list)| own.iter_mut().zip(list));
         rules.for_each(|(own, &rule)| *own += rule);
+        let vms = self.vms.iter_mut().zip(&other.vms);
+        vms.for_each(|(own, &vm)| *own += vm);
         for (own, snat) in self.snat.iter_mut().zip(&other.snat) {
             if let (Some(own), &Some(snat)) = (own, snat) {
                 // Workers have the same ports, and none knows of those that others use towards other destinations: a
@@ -145,6 +154,7 @@ pub(crate) struct Report<'a> {
     tally: Tally,
     rules: Vec<RuleLine>,
     security: Vec<SecurityLine>,
+    vms: Vec<VmLine>,
     /// Name and address of each frontend.
     frontends: Vec<(String, IpAddr)>,
     capture: &'a CaptureStats,
@@ -252,6 +262,7 @@ impl<'a> Report<'a> {
         Self {
             rules,
             security,
+            vms: vms::lines(config, &tally.vms),
             frontends: frontends.map(|f| (f.name.clone(), f.address)).collect(),
             tally,
             capture,
@@ -487,7 +498,6 @@ impl<'a> Report<'a> {
     }
 
     pub(crate) fn json(&self) -> Value {
-        let count = |count: Count| json!({ "packets": count.packets, "bytes": count.bytes });
         let dropped: serde_json::Map<String, Value> = DropReason::ALL
             .iter()
             .map(|&reason| {
@@ -593,11 +603,17 @@ impl<'a> Report<'a> {
             },
             "rules": rules,
             "security_rules": security,
+            "vms": self.vms.iter().map(VmLine::json).collect::<Vec<Value>>(),
             "backends": backends,
             "zones": self.zones.iter().map(ZoneLine::json).collect::<Vec<Value>>(),
             "packets_per_second": self.rate(),
         })
     }
+}
+
+/// A count as JSON.
+fn count(count: Count) -> Value {
+    json!({ "packets": count.packets, "bytes": count.bytes })
 }
 
 /// Frames dropped for a reason. Of fragments that wait, those that have not gone on.

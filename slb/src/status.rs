@@ -245,7 +245,40 @@ fn table(now: &Value, before: Option<&Value>) -> String {
             number(now, &format!("{path}/flows")),
         );
     }
+    out += &vms_text(now, rate);
     out + &security_text(now, rate)
+}
+
+/// The traffic of the vms of a host agent, in bytes.
+fn vms_text(now: &Value, rate: impl Fn(&str) -> String) -> String {
+    let vms = now.pointer("/vms").and_then(Value::as_array);
+    let mut out = String::new();
+    for at in 0..vms.map_or(0, Vec::len) {
+        if out.is_empty() {
+            let _ = writeln!(
+                out,
+                "\n{:<20} {:<20} {:<10} {:>14} {:>12} {:>14} {:>12}",
+                "vm", "network", "with", "bytes in", "per s", "bytes out", "per s"
+            );
+        }
+        for scope in ["network", "internet"] {
+            let path = format!("/vms/{at}/traffic/{scope}");
+            let (inward, outward) = (format!("{path}/in/bytes"), format!("{path}/out/bytes"));
+            let network = now.pointer(&format!("/vms/{at}/network"));
+            let _ = writeln!(
+                out,
+                "{:<20} {:<20} {:<10} {:>14} {:>12} {:>14} {:>12}",
+                text(now, &format!("/vms/{at}/vm")),
+                network.and_then(Value::as_str).unwrap_or("-"),
+                scope,
+                number(now, &inward),
+                rate(&inward),
+                number(now, &outward),
+                rate(&outward),
+            );
+        }
+    }
+    out
 }
 
 /// The rules of access lists that decided about packets.

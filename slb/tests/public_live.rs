@@ -1,5 +1,6 @@
 //! A vm's public address over AF_XDP: a client behind a router, a mux, and a host agent with the vm. The client calls
-//! the vm and pings it, the vm calls the client, and a router's error reaches the vm. Needs root.
+//! the vm and pings it, the vm calls the client, and a router's error reaches the vm; the host agent counts for the vm
+//! what the vm's own kernel counts. Needs root.
 
 use crate::common;
 
@@ -118,13 +119,49 @@ impl Site {
         }
     }
 
-    /// A counter of a node's public addresses.
-    fn packets(&self, node: &str, counter: &str) -> u64 {
+    fn status(&self, node: &str) -> Value {
         let socket = self.world.path(&format!("{node}.sock"));
         let slb = env!("CARGO_BIN_EXE_slb");
         let status = format!("{slb} status --format json --socket {}", socket.display());
-        let status: Value = serde_json::from_str(&self.world.on(node, &status)).unwrap();
+        serde_json::from_str(&self.world.on(node, &status)).unwrap()
+    }
+
+    /// A counter of a node's public addresses.
+    fn packets(&self, node: &str, counter: &str) -> u64 {
+        let status = self.status(node);
         status[counter]["packets"].as_u64().expect("a counter")
+    }
+
+    /// Packets and bytes to the vm and from it, by the host agent, with the network and the Internet.
+    fn metered(&self) -> [[u64; 4]; 2] {
+        let status = self.status("host");
+        assert_eq!(status["vms"][0]["vm"], "vm");
+        assert_eq!(status["vms"][0]["network"], "blue");
+        ["network", "internet"].map(|scope| {
+            let traffic = &status["vms"][0]["traffic"][scope];
+            let of = |way: &str, what: &str| traffic[way][what].as_u64().expect("a counter");
+            [
+                ("in", "packets"),
+                ("in", "bytes"),
+                ("out", "packets"),
+                ("out", "bytes"),
+            ]
+            .map(|(way, what)| of(way, what))
+        })
+    }
+
+    /// Packets and bytes to the vm and from it, by the vm's kernel.
+    fn by_kernel(&self) -> [u64; 4] {
+        let said = self.world.on("vm", "ip -j -s link show eth0");
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let of = |way: &str, what: &str| said[0]["stats64"][way][what].as_u64().expect("a counter");
+        [
+            ("rx", "packets"),
+            ("rx", "bytes"),
+            ("tx", "packets"),
+            ("tx", "bytes"),
+        ]
+        .map(|(way, what)| of(way, what))
     }
 }
 
@@ -158,4 +195,66 @@ fn a_vm_is_called_and_calls_by_its_public_address() {
     // The mux may send before the host agent has started.
     assert!(host > 100 && mux >= host, "{mux} {host}");
     assert!(site.packets("host", "public_out") > 100);
+}
+
+/// The vm's own kernel counts at its end of the cable: the host agent's counters of the vm agree.
+#[test]
+#[ignore = "needs root"]
+fn the_traffic_of_a_vm_is_what_its_kernel_counts() {
+    if let Some(why) = lacking(&["ethtool", "ss"]) {
+        skip!("{why}");
+    }
+    let site = Site::new();
+    // Neither kernel sends anything of its own accord.
+    for (machine, device) in [("vm", "eth0"), ("host", "port")] {
+        let off = format!("sysctl -qw net.ipv6.conf.{device}.disable_ipv6=1");
+        site.world.on(machine, &off);
+    }
+    site.expect("client", "ping -c 1 -W 1 40.0.0.12");
+    site.expect("vm", "ping -c 1 -W 1 198.51.100.9");
+    sleep(Duration::from_secs(1));
+    let (kernel, metered) = (site.by_kernel(), site.metered());
+    for (machine, command) in [
+        (
+            "client",
+            "curl -s -m 9 -o /dev/null http://40.0.0.12:8080/1000000",
+        ),
+        (
+            "vm",
+            "curl -s -m 9 -o /dev/null http://198.51.100.9:8080/300000",
+        ),
+        ("client", "ping -c 3 -i 0.2 -W 1 -s 3000 40.0.0.12"),
+        ("vm", "ping -c 5 -i 0.2 -W 1 10.1.0.1"),
+    ] {
+        let (done, said) = site.output(machine, command);
+        assert!(done, "{machine}: {command}: {said}");
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = site.by_kernel();
+        let by_kernel = [0, 1, 2, 3].map(|place| now[place] - kernel[place]);
+        let now = site.metered();
+        let scopes =
+            [0, 1].map(|scope| [0, 1, 2, 3].map(|place| now[scope][place] - metered[scope][place]));
+        let [network, internet] = scopes;
+        let all = [0, 1, 2, 3].map(|place| network[place] + internet[place]);
+        // At a cable with an XDP program at its other end, the kernel counts sent bytes without Ethernet headers.
+        let mut without_headers = all;
+        without_headers[3] -= 14 * all[2];
+        if by_kernel == all || by_kernel == without_headers {
+            // Five echo requests and replies of 98 bytes, and ARP.
+            assert!(network[1] >= 490 && network[1] < 900, "{network:?}");
+            assert!(network[3] >= 490 && network[3] < 900, "{network:?}");
+            assert!(
+                internet[3] > 1_000_000 && internet[1] > 300_000,
+                "{internet:?}"
+            );
+            return;
+        }
+        assert!(
+            Instant::now() < end,
+            "the kernel counts {by_kernel:?}, slb {scopes:?}"
+        );
+        sleep(Duration::from_millis(200));
+    }
 }

@@ -87,6 +87,7 @@ impl Report<'_> {
         let mut families = self.of_packets();
         families.extend(self.of_rules());
         families.extend(self.of_security());
+        families.extend(self.of_vms());
         families.extend(self.of_backends());
         families.extend(self.of_zones());
         families.extend(self.of_tables());
@@ -225,6 +226,39 @@ impl Report<'_> {
             Family::counter(
                 "slb_security_rule_bytes",
                 "Their bytes",
+                of(|count| count.bytes),
+            ),
+        ]
+    }
+
+    fn of_vms(&self) -> [Family; 2] {
+        let of = |value: fn(Count) -> u64| -> Vec<Sample> {
+            let mut samples = Vec::new();
+            for line in &self.vms {
+                for (scope, traffic) in line.traffic() {
+                    for (direction, count) in [("in", traffic.to_vm), ("out", traffic.from_vm)] {
+                        let labels = vec![
+                            ("vm", line.vm.clone()),
+                            ("network", line.network.clone().unwrap_or_default()),
+                            ("port", line.port.to_string()),
+                            ("scope", scope.to_owned()),
+                            ("direction", direction.to_owned()),
+                        ];
+                        samples.push((labels, value(count) as f64));
+                    }
+                }
+            }
+            samples
+        };
+        [
+            Family::counter(
+                "slb_vm_packets",
+                "Frames to and from a vm, inside or with the Internet",
+                of(|count| count.packets),
+            ),
+            Family::counter(
+                "slb_vm_bytes",
+                "Their bytes at the vm's port",
                 of(|count| count.bytes),
             ),
         ]

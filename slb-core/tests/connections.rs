@@ -2,6 +2,7 @@
 //! timers that count, in each role, family and direction.
 
 mod direct;
+mod edges;
 mod names;
 mod packets;
 mod resets;

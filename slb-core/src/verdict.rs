@@ -101,9 +101,10 @@ drop_reasons! {
     /// unless it is listed as a mux.
     UnknownPeer = "unknown_peer":
         "the sender is neither a mux nor a host",
-    /// VXLAN for a network or a MAC address that no vm of this node has.
+    /// VXLAN for a network or a MAC address that no vm of this node has, or for an address that the vm does not have in
+    /// its [network](crate::spec::Network).
     UnknownVm = "unknown_vm":
-        "no vm here has this network and MAC address",
+        "no vm here has this network and MAC address, or the vm has other addresses",
     /// VXLAN whose outer UDP checksum is wrong.
     OuterChecksum = "outer_checksum":
         "the outer UDP checksum is wrong",

@@ -195,9 +195,10 @@ impl Role for HostRole {
         takes.then_some(local.backend)
     }
 
-    fn not_ours(_: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict {
+    fn not_ours(snapshot: &Snapshot<'_>, lane: &Lane, found: RuleMatch) -> Verdict {
         match found {
             RuleMatch::NoRule => Verdict::Drop(DropReason::NoRule),
+            _ if !is_for_vm(snapshot, lane) => Verdict::Drop(DropReason::UnknownVm),
             // The vm's own traffic, which needs no translation.
             _ => Verdict::Forward(lane.zone),
         }
@@ -219,7 +220,9 @@ impl Role for HostRole {
     fn unmatched(snapshot: &Snapshot<'_>, lane: &Lane, reason: DropReason) -> Verdict {
         let destination = lane.own_packet().tuple().destination;
         match lane.direction {
-            Direction::Inward if !snapshot.is_vip_at(lane.zone, destination) => {
+            Direction::Inward
+                if !snapshot.is_vip_at(lane.zone, destination) && is_for_vm(snapshot, lane) =>
+            {
                 Verdict::Forward(lane.zone)
             }
             Direction::Outward if is_reached_untranslated(snapshot, lane.zone, destination) => {
@@ -405,6 +408,20 @@ fn refuse_bad(
         Direction::Inward => Verdict::Forward(lane.zone),
         Direction::Outward => Verdict::Pass,
     }
+}
+
+/// Returns true if a packet from the fabric, which no connection has, may be for its vm: a vm of a network has the
+/// addresses that the configuration gives it. A mux with an older configuration still sends packets for a public
+/// address that the vm had.
+#[cold]
+fn is_for_vm(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
+    let destination = lane.own_packet().tuple().destination;
+    let Some(vm) = snapshot.nat.vm_by_port(lane.zone) else {
+        return true;
+    };
+    snapshot.nat.networks.of(vm.vni).is_none()
+        || establish::is_of_vm(snapshot, vm, destination)
+        || establish::is_local(destination)
 }
 
 /// Returns true if the vm at a port reaches an address, and answers it, under its own address.

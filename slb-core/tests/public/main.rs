@@ -12,7 +12,7 @@ use slb_core::nat::Direction;
 use slb_core::observe::{Step, Trail};
 use slb_core::snapshot::Snapshot;
 use slb_core::spec::{
-    Access, Network, Outbound, Peers, SecurityList, SecurityProtocol, SecurityRule,
+    Access, Network, Outbound, Peers, SecurityList, SecurityProtocol, SecurityRule, Spec,
 };
 
 use crate::common::through;
@@ -27,6 +27,8 @@ const SYN: Kind = Kind::Tcp { flags: 2 };
 const SYN_ACK: Kind = Kind::Tcp { flags: 18 };
 const ACK: Kind = Kind::Tcp { flags: 16 };
 const UDP: Kind = Kind::Udp { has_checksum: true };
+const PING: Kind = Kind::Echo { is_request: true };
+const GRE: Kind = Kind::Other { protocol: 47 };
 
 /// Every packet for the public address reaches the vm with only its destination replaced, and the
 /// other way round, to the byte: checksums are those that etherparse computes for the other
@@ -291,7 +293,7 @@ fn a_public_address_precedes_outbound_rules() {
     };
     let of = |with_publics: bool| {
         World::with(Plan::two_tenants(), |spec, f| {
-            f(&slb_core::spec::Spec {
+            f(&Spec {
                 outbound: &[outbound],
                 public_addresses: if with_publics {
                     spec.public_addresses
@@ -326,11 +328,11 @@ fn connections_that_began_under_an_outbound_rule_stay() {
         ..Outbound::default()
     }];
     let plan = Plan::two_tenants();
-    let without = |spec: &slb_core::spec::Spec<'_>,
-                   f: &mut dyn FnMut(&slb_core::spec::Spec<'_>)| {
-        f(&slb_core::spec::Spec {
+    let without = |spec: &Spec<'_>, f: &mut dyn FnMut(&Spec<'_>)| {
+        f(&Spec {
             outbound: &outbound,
             public_addresses: &[],
+            hasher: spec.hasher.clone(),
             ..spec.clone()
         });
     };
@@ -339,7 +341,7 @@ fn connections_that_began_under_an_outbound_rule_stay() {
     let call = |port| packet(SYN, (inside, far), (port, 443), b"", 60);
     let first = ends(world.leave(SERVER, &call(4000)).packet()).0;
     let next = with_publics(&plan, 1, |spec| {
-        let spec = slb_core::spec::Spec {
+        let spec = Spec {
             outbound: &outbound,
             ..spec.clone()
         };
@@ -377,7 +379,7 @@ fn access_lists_judge_by_the_vms_own_address() {
                 ..*network
             })
             .collect();
-        f(&slb_core::spec::Spec {
+        f(&Spec {
             networks: &networks,
             security_lists: &lists,
             ..spec.clone()
@@ -448,26 +450,68 @@ fn strange_packets_are_dropped_for_their_reason() {
     }
 }
 
+/// A mux with an older configuration sends packets for a public address to a vm that no longer has it.
 #[test]
-fn another_vms_public_address_is_not_translated_at_a_host() {
+fn a_vm_gets_no_packets_for_an_address_that_is_no_longer_its_own() {
+    for is_ipv6 in FAMILIES {
+        for kind in [UDP, SYN, ACK, PING, GRE] {
+            let mut world = World::new();
+            // The address is removed, or another vm has it now.
+            for moved in [false, true] {
+                world.hosts = World::with(Plan::two_tenants(), |spec, f| {
+                    let all = spec.public_addresses.iter();
+                    let others = all.filter(|entry| entry.address != public(OTHER, is_ipv6));
+                    let mut others: Vec<_> = others.copied().collect();
+                    if moved {
+                        let server = others
+                            .iter_mut()
+                            .find(|entry| entry.address == public(SERVER, is_ipv6));
+                        server.expect("one").address = public(OTHER, is_ipv6);
+                    }
+                    f(&Spec {
+                        public_addresses: &others,
+                        hasher: spec.hasher.clone(),
+                        ..*spec
+                    });
+                })
+                .hosts;
+                let ends = (client(is_ipv6), public(OTHER, is_ipv6));
+                let sent = packet(kind, ends, (1, 2), b"", 60);
+                assert_eq!(world.enter(&sent), End::Dropped(DropReason::UnknownVm));
+                // Its own address is still its own.
+                let ends = (client(is_ipv6), public(SERVER, is_ipv6));
+                let sent = packet(kind, ends, (1, 2), b"", 60);
+                let expected = matches!(world.enter(&sent), End::Vm(SERVER, _));
+                assert_eq!(expected, !moved);
+            }
+        }
+    }
+}
+
+/// The last public address of a host is removed.
+#[test]
+fn a_host_without_public_addresses_delivers_none() {
     let mut world = World::new();
-    let sent = packet(UDP, (client(false), public(OTHER, false)), (1, 2), b"", 60);
-    // A mux with an older configuration sends it to the vm that had the address.
-    let frame = |to: usize| world.plan.vms[to].mac;
-    let macs = (frame(OTHER), frame(SERVER));
-    let (_, mut vxlan) = through(
-        FABRIC,
-        &[&[2, 0, 0, 0, 0, 103, 2, 0, 0, 0, 0, 2, 8, 0][..], &sent].concat(),
-        |frames| world.mux.process(world.now, frames),
-    );
-    let at = vxlan.windows(6).position(|bytes| bytes == macs.0).unwrap();
-    vxlan[at..at + 6].copy_from_slice(&macs.1);
-    vxlan[30..34].copy_from_slice(&[172, 16, 0, 102]);
-    vxlan[24..26].fill(0);
-    let sum = slb_core::wire::checksum::checksum(&vxlan[14..34]);
-    vxlan[24..26].copy_from_slice(&sum.to_be_bytes());
-    let got = world.arrive(&vxlan);
-    assert!(matches!(&got, End::Vm(SERVER, packet) if ends(packet).1.0 == public(OTHER, false)));
+    world.hosts = World::with(Plan::two_tenants(), |spec, f| {
+        f(&Spec {
+            public_addresses: &[],
+            hasher: spec.hasher.clone(),
+            ..*spec
+        });
+    })
+    .hosts;
+    for vm in [OTHER, SERVER] {
+        for is_ipv6 in FAMILIES {
+            for kind in [UDP, SYN, ACK, PING, GRE] {
+                let ends = (client(is_ipv6), public(vm, is_ipv6));
+                let sent = packet(kind, ends, (1, 2), b"", 60);
+                assert_eq!(world.enter(&sent), End::Dropped(DropReason::UnknownVm));
+                let about = packet(UDP, (public(vm, is_ipv6), client(is_ipv6)), (2, 1), b"", 60);
+                let sent = error((router(is_ipv6), public(vm, is_ipv6)), &about, 60, 60);
+                assert_eq!(world.enter(&sent), End::Dropped(DropReason::IcmpUnmatched));
+            }
+        }
+    }
 }
 
 #[test]

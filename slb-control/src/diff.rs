@@ -8,12 +8,13 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use slb_core::hash::TupleHasher;
-use slb_core::spec::{BackendState, Echo, Protocol, SpecError};
+use slb_core::spec::{Answers, BackendState, Echo, Protocol, Scheduler, SpecError, Terms};
 use slb_core::wire::vxlan::Vni;
 
 use crate::config::{
     Backend, Config, Node, Rule, Vm, direction_name, named, named_ports, zone_changes,
 };
+use crate::duration::format_duration;
 use crate::holders::InboundPort;
 
 pub use self::reach::ReachChange;
@@ -101,6 +102,7 @@ impl Diff {
         diff.compare_parts(old, new);
         diff.compare_fields("network", &networks(old), &networks(new));
         diff.compare_fields("frontend", &frontends(old), &frontends(new));
+        diff.compare_fields("rule", &rules(old), &rules(new));
         diff.compare_fields("vm", &network_vms(old), &network_vms(new));
         diff.compare_fields(
             "public_address",
@@ -192,10 +194,9 @@ impl Diff {
 
     fn compare_parts(&mut self, old: &Config, new: &Config) {
         type Parts = fn(&Config) -> Vec<Part>;
-        let kinds: [(&str, Parts); 8] = [
+        let kinds: [(&str, Parts); 7] = [
             ("security_list", lists),
             ("port", ports),
-            ("rule", rules),
             ("inbound NAT", nats),
             ("outbound rule", outbounds),
             ("probe", probes),
@@ -673,25 +674,54 @@ fn ports(config: &Config) -> Vec<Part> {
     })
 }
 
-fn rules(config: &Config) -> Vec<Part> {
-    let name = |frontend: usize| &config.frontends[frontend].name;
-    parts(&config.rules, |rule| {
-        let (pool, probe) = (
-            &config.pools[rule.pool].name,
-            rule.probe.map(|probe| &config.probes[probe].name),
-        );
-        let ports = (rule.protocol, rule.frontend_port, rule.backend_port);
-        let how = (
-            rule.distribution,
-            rule.scheduler,
-            rule.idle_timeout,
-            rule.terms,
-        );
-        (
-            &rule.name,
-            format!("{:?}", (name(rule.frontend), pool, probe, ports, how)),
-        )
-    })
+fn rules(config: &Config) -> Vec<Fields> {
+    let fields = config.rules.iter().map(|rule| {
+        let probe = rule.probe.map(|probe| &*config.probes[probe].name);
+        let mut fields = vec![
+            ("frontend", config.frontends[rule.frontend].name.clone()),
+            ("pool", config.pools[rule.pool].name.clone()),
+            ("probe", probe.unwrap_or("none").to_owned()),
+            ("protocol", rule.protocol.name().to_owned()),
+            ("frontend_port", rule.frontend_port.to_string()),
+            ("backend_port", rule.backend_port.to_string()),
+            ("distribution", rule.distribution.name().to_owned()),
+            ("scheduler", scheduler_name(rule.scheduler).to_owned()),
+            ("idle_timeout", format_duration(rule.idle_timeout)),
+        ];
+        fields.extend(terms(&rule.terms));
+        (rule.name.clone(), fields)
+    });
+    fields.collect()
+}
+
+const fn scheduler_name(scheduler: Scheduler) -> &'static str {
+    match scheduler {
+        Scheduler::Maglev => "maglev",
+        Scheduler::LeastConnections => "least-connections",
+    }
+}
+
+/// The terms of a rule's connections.
+fn terms(terms: &Terms) -> [(&'static str, String); 5] {
+    let Terms {
+        floating_ip,
+        tcp_reset,
+        answers,
+        source_nat,
+        quic,
+    } = terms;
+    let answers = match answers {
+        Answers::Direct => "direct",
+        Answers::ThroughMux => "through-mux",
+    };
+    let source_nat = source_nat.map_or("none".to_owned(), |address| address.to_string());
+    [
+        ("floating_ip", floating_ip.to_string()),
+        ("tcp_reset", tcp_reset.to_string()),
+        ("answers", answers.to_owned()),
+        ("source_nat", source_nat),
+        ("quic", quic.to_string()),
+    ]
 }
 
 fn nats(config: &Config) -> Vec<Part> {

@@ -280,3 +280,48 @@ fn a_rule_that_takes_anothers_port_is_told_with_its_flows() {
     let other = renamed.replace("frontend_port = 80\n", "frontend_port = 81\n");
     assert!(diff(&host(), &other).rules.is_empty());
 }
+
+/// Two frontends whose names are swapped, and a rule whose frontend is: all that changed is named.
+#[test]
+fn a_rule_that_changes_says_what() {
+    let text = |first: &str, second: &str, more: &str| {
+        format!(
+            "[node]\nrole = \"mux\"\nunderlay = \"172.16.0.11\"\n\
+             [[frontend]]\nname = \"{first}\"\naddress = \"20.20.20.1\"\n\
+             [[frontend]]\nname = \"{second}\"\naddress = \"20.20.20.2\"\n\
+             [[pool]]\nname = \"p\"\nvni = 1\nbackends = [{{ name = \"b\", address = \"10.0.0.1\", host = \"172.16.0.101\" }}]\n\
+             [[rule]]\nname = \"r\"\nfrontend = \"b\"\npool = \"p\"\nprotocol = \"tcp\"\nfrontend_port = 80\n{more}"
+        )
+    };
+    let swapped = diff(&text("a", "b", ""), &text("b", "a", ""));
+    assert_eq!(
+        swapped.changed,
+        [
+            "frontend \"b\": address 20.20.20.2 becomes 20.20.20.1",
+            "frontend \"a\": address 20.20.20.1 becomes 20.20.20.2",
+        ]
+    );
+    let other = text("b", "a", "").replace("frontend = \"b\"", "frontend = \"a\"");
+    let moved = diff(&text("a", "b", ""), &other);
+    assert!(
+        moved
+            .changed
+            .contains(&"rule \"r\": frontend b becomes a".to_owned()),
+        "{:?}",
+        moved.changed
+    );
+    let before = text("a", "b", "");
+    for (more, expected) in [
+        ("tcp_reset = true", "tcp_reset false becomes true"),
+        ("floating_ip = true", "floating_ip false becomes true"),
+        ("idle_timeout = \"5m\"", "idle_timeout 4m becomes 5m"),
+        ("backend_port = 81", "backend_port 80 becomes 81"),
+        (
+            "distribution = \"source-ip\"",
+            "distribution five-tuple becomes source-ip",
+        ),
+    ] {
+        let changed = diff(&before, &text("a", "b", more)).changed;
+        assert_eq!(changed, [format!("rule \"r\": {expected}")]);
+    }
+}

@@ -231,3 +231,26 @@ fn diff_says_where_an_address_leads() {
     assert_eq!(diff.removed, ["public_address \"40.50.60.1\""]);
     assert_eq!(diff.added, ["public_address \"40.50.60.9\""]);
 }
+
+#[test]
+fn a_public_address_that_is_inside_is_warned_of() {
+    let host = GOOD.replace("role = \"mux\"", "role = \"host\"");
+    let warned = |more: &str| {
+        let text = host.replace("[node]", &format!("[node]\n{more}"));
+        let warnings = parse(&text).unwrap().warnings();
+        let about = warnings.into_iter();
+        about
+            .filter(|line| line.contains("public_address"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(warned(""), [""; 0]);
+    assert_eq!(
+        warned("inside = [\"10.0.0.0/8\", \"40.50.0.0/16\", \"2001:db8::21/128\"]"),
+        [
+            "public_address 40.50.60.1 is in 40.50.0.0/16, which is inside: vms that call it keep their own addresses, \
+             and get no answer from it",
+            "public_address 2001:db8::21 is in 2001:db8::21/128, which is inside: vms that call it keep their own \
+             addresses, and get no answer from it",
+        ]
+    );
+}

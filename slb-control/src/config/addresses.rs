@@ -256,6 +256,12 @@ fn network_of(prefix: Prefix) -> Prefix {
     Prefix { address, ..prefix }
 }
 
+/// Returns true if an address is in a prefix.
+pub(super) fn is_in(address: IpAddr, prefix: Prefix) -> bool {
+    let [first, last] = range(prefix);
+    first <= address && address <= last
+}
+
 /// The first and the last address of a prefix.
 pub(crate) fn range(prefix: Prefix) -> [IpAddr; 2] {
     let len = u32::from(prefix.len);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use slb_core::spec::Answers;
 
-use super::{Backend, Config, Frontend, Pool, Role};
+use super::{Backend, Config, Frontend, Pool, Role, addresses};
 
 /// Returns warnings about a configuration.
 pub(super) fn of(config: &Config) -> Vec<String> {
@@ -33,6 +33,17 @@ pub(super) fn of(config: &Config) -> Vec<String> {
                 frontend.name, frontend.address
             ));
         }
+    }
+    if config.node.role == Role::Host {
+        warnings.extend(config.public_addresses.iter().filter_map(|public| {
+            let mut inside = config.node.inside.iter();
+            let prefix = inside.find(|prefix| addresses::is_in(public.address, **prefix))?;
+            Some(format!(
+                "public_address {} is in {prefix}, which is inside: vms that call it keep their own addresses, and get no \
+                 answer from it",
+                public.address
+            ))
+        }));
     }
     warnings.extend(super::zones::warnings(config));
     warnings

@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Controller, Etcd, Running, apply, behaves_as_a_store, spec, wait_until};
+use common::{
+    CLUSTER, Controller, Etcd, Running, all_serve, apply, behaves_as_a_store, spec, stage,
+    wait_until,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use slb_fleet::object::{Forget, Keys, Object as _};
-use slb_fleet::rollout::Side;
+use slb_fleet::rollout::{Side, Stage};
 use slb_fleet::store::etcd::{Access, Certificates, EtcdStore};
 use slb_fleet::store::{Operation, Store, StoreError};
 
@@ -80,6 +83,67 @@ fn a_fleet_goes_on_over_an_outage_of_etcd() {
         wait_until("vm1 is out", || mux.serving() == ["vm4"]);
     }
     assert!(begin.elapsed() < slb_fleet::node::LEASE + Duration::from_secs(10));
+}
+
+/// The data directory of etcd is lost, and with it revisions, leases, numbers of generations and all that was wanted.
+#[test]
+fn a_fleet_goes_on_after_etcd_has_lost_its_data() {
+    let Some(mut etcd) = Etcd::start() else {
+        skip!("etcd is not installed");
+    };
+    let store = etcd.store();
+    let own = || -> Arc<dyn Store> { etcd.store() };
+    let _controllers = [
+        Controller::start(own(), "one"),
+        Controller::start(own(), "two"),
+    ];
+    let nodes = [
+        Running::start(own(), Side::Host, 1, None),
+        Running::start(own(), Side::Host, 2, None),
+        Running::start(own(), Side::Mux, 1, None),
+        Running::start(own(), Side::Mux, 2, None),
+    ];
+    // Greater numbers than those after it.
+    for backends in [&[1][..], &[1, 2], &[1, 2, 3]] {
+        apply(&*store, &spec(backends));
+        let names: Vec<String> = backends.iter().map(|n| format!("vm{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        all_serve(&nodes, &names);
+        wait_until("it is live", || stage(&*store) == Stage::Live);
+    }
+    etcd.kill();
+    fs::remove_dir_all(etcd.directory.path().join("data")).unwrap();
+    etcd.run();
+    wait_until("it is back", || store.get("k").is_ok());
+    let keys = Keys::new(CLUSTER);
+    let wanted = keys.key("state/rollout");
+    assert_eq!(store.get(&wanted).unwrap(), None, "it is empty");
+    // Nodes keep what they have, and report again.
+    for (side, name) in [
+        ("host", "host1"),
+        ("host", "host2"),
+        ("mux", "mux1"),
+        ("mux", "mux2"),
+    ] {
+        let key = keys.of_node("node", side, name);
+        wait_until(name, || store.get(&key).is_ok_and(|entry| entry.is_some()));
+    }
+    for node in &nodes {
+        assert_eq!(node.serving(), ["vm1", "vm2", "vm3"]);
+    }
+    // What a host reported before does not count: it refuses the first generation of the new life.
+    *nodes[0].refuses.lock().unwrap() = Some("servers".to_owned());
+    apply(&*store, &spec(&[2, 3]));
+    wait_until("the refusal stops it", || {
+        matches!(stage(&*store), Stage::Stopped { .. })
+    });
+    for mux in &nodes[2..] {
+        assert_eq!(mux.serving(), ["vm1", "vm2", "vm3"]);
+    }
+    *nodes[0].refuses.lock().unwrap() = None;
+    apply(&*store, &spec(&[1, 3]));
+    all_serve(&nodes, &["vm1", "vm3"]);
+    wait_until("it is live", || stage(&*store) == Stage::Live);
 }
 
 /// An authority, and certificates of it.

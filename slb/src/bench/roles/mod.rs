@@ -8,6 +8,7 @@ mod fleet;
 mod headers;
 pub(crate) mod kind;
 pub(crate) mod mux;
+mod search;
 mod snat;
 mod workers;
 
@@ -69,6 +70,7 @@ pub(crate) fn measure(
     measure_kinds(options, report, memory)?;
     if !options.instructions {
         fleet::measure(options, report, memory)?;
+        search::measure(options, report, memory)?;
         workers::measure(options, report, cpus)?;
     }
     Ok(())

@@ -73,7 +73,7 @@ impl FromC {
 impl Drop for FromC {
     #[expect(unsafe_code, reason = "C functions are what is measured")]
     fn drop(&mut self) {
-        // SAFETY: both are handles, or NULL, and nobody uses them any more.
+        // SAFETY: both are handles, or NULL, and neither is used any more.
         unsafe {
             slb::slb_mux_free(self.mux);
             slb::slb_snapshot_free(self.snapshot);

@@ -72,7 +72,7 @@ impl Flows for Ours<'_> {
     fn insert(&mut self, flows: &[u32]) -> usize {
         let mut refused = 0;
         for burst in flows.chunks(64) {
-            // Nobody inserts what he has not looked for.
+            // Callers insert only what they have looked for.
             for ((hash, found), &flow) in self.find(burst).iter().zip(burst) {
                 assert_eq!(*found, None);
                 let state = FlowState::Established;

@@ -66,8 +66,8 @@ impl Config {
             let mut used = pool.backends.iter().zip(&failing).filter(|(backend, _)| {
                 backend.state == BackendState::Up && backend.condition == Condition::Healthy
             });
-            let is_nobody_left = used.all(|(_, &fails)| fails);
-            if is_nobody_left && own.no_healthy_backends == NoHealthyBackends::UseAll {
+            let is_none_left = used.all(|(_, &fails)| fails);
+            if is_none_left && own.no_healthy_backends == NoHealthyBackends::UseAll {
                 continue;
             }
             for (place, _) in failing.iter().enumerate().filter(|(_, fails)| **fails) {

@@ -11,7 +11,7 @@
 //! | the same, and a connection that is over or half-open has other numbers, or was taken up and refused by the vm | as if there were nothing here |
 //! | a QUIC packet under a rule that says so | by its header as a SYN, or as another segment; the last one sends it back to the present owner |
 //! | another packet, nothing here, a change of the slot within the rule's idle timeout | goes to the next of the healthy owners, who is asked; the last one sends it back to the present owner, who takes it |
-//! | a TCP segment that nobody has, and that is not taken up here | goes back to the present owner if it came from there, who may take it up |
+//! | a TCP segment without a connection that is not taken up here | goes back to the present owner if it came from there, who may take it up |
 //! | the vm that has it, or takes it, is on this node too | goes to that vm |
 //! | a packet for a vm that was here and has moved to another host | goes to that host |
 //! | no owner is left, or it was passed on eight times | taken or refused, as where nothing is passed on |

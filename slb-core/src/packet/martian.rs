@@ -7,7 +7,7 @@ pub(crate) fn is_martian_ipv4(addresses: u64, ports: u32) -> bool {
     let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
     // One load instead of six comparisons.
     let is_special = IS_SPECIAL_FIRST_BYTE[usize::from(source as u8)] || source == destination;
-    is_special && is_nobody_ipv4(source, destination, ports)
+    is_special && is_impossible_ipv4(source, destination, ports)
 }
 
 /// Returns true if an IPv6 packet is a martian: see
@@ -16,10 +16,10 @@ pub(crate) fn is_martian_ipv4(addresses: u64, ports: u32) -> bool {
 pub(crate) fn is_martian_ipv6([a, b, c, d]: [u64; 4], ports: u32) -> bool {
     // Every address that no host sends from begins with 0xfe, 0xff or 0.
     let is_special = (a as u8).wrapping_add(2) <= 2;
-    is_special && is_nobody_ipv6([a, b], [c, d]) || [a, b] == [c, d] && is_one_port(ports)
+    is_special && is_impossible_ipv6([a, b], [c, d]) || [a, b] == [c, d] && is_one_port(ports)
 }
 
-/// True for each first byte of an IPv4 address that [`is_nobody_ipv4`] has to check further.
+/// True for each first byte of an IPv4 address that [`is_impossible_ipv4`] has to check further.
 static IS_SPECIAL_FIRST_BYTE: [bool; 256] = {
     let mut is_special = [false; 256];
     let mut byte = 0;
@@ -31,14 +31,14 @@ static IS_SPECIAL_FIRST_BYTE: [bool; 256] = {
 };
 
 #[cold]
-fn is_nobody_ipv4(source: u32, destination: u32, ports: u32) -> bool {
-    let is_nobody = match source as u8 {
+fn is_impossible_ipv4(source: u32, destination: u32, ports: u32) -> bool {
+    let is_impossible = match source as u8 {
         0 | 224.. => true,
         127 => destination as u8 != 127,
         169 => source as u16 == u16::from_le_bytes([169, 254]),
         _ => false,
     };
-    is_nobody || source == destination && is_one_port(ports)
+    is_impossible || source == destination && is_one_port(ports)
 }
 
 /// Returns true if source and destination port are the same.
@@ -49,7 +49,7 @@ fn is_one_port(ports: u32) -> bool {
 /// Returns true if no host uses this IPv6 source towards a VIP: see
 /// [`Packet::is_martian`](super::Packet::is_martian).
 #[cold]
-fn is_nobody_ipv6(source: [u64; 2], destination: [u64; 2]) -> bool {
+fn is_impossible_ipv6(source: [u64; 2], destination: [u64; 2]) -> bool {
     const LOOPBACK: [u64; 2] = [0, 1 << 56];
     /// fe80::/10.
     const LINK_LOCAL: u16 = u16::from_le_bytes([0xfe, 0x80]);

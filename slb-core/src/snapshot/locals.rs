@@ -402,7 +402,7 @@ impl<'m> Nat<'m> {
     /// Returns true if every port has the same owner in both, so that users need not be recounted.
     pub(crate) fn has_ports_as(&self, other: &Nat<'_>) -> bool {
         if self.granules.is_empty() && other.granules.is_empty() {
-            return true; // nobody has any
+            return true; // no vm has any
         }
         let local = |local: &Local| (local.id, local.counters, local.blocks);
         let block = |block: &Block| (block.address, block.granules);

@@ -1,7 +1,7 @@
 //! Former owners of the slots of Maglev tables.
 //!
 //! ```text
-//!  slot of a table:   owner now  <-  owner before  <-  ...  the newest first, nobody twice
+//!  slot of a table:   owner now  <-  owner before  <-  ...  the newest first, none twice
 //! ```
 //!
 //! A host agent keeps them for each pool that has a vm on this node, from snapshot to snapshot: a
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn former_owners_are_the_newest_first_and_nobody_twice() {
+    fn former_owners_are_the_newest_first_and_none_twice() {
         for (owners, expected) in [
             (&[1][..], &[][..]),
             (&[1, 1, 1], &[]),

@@ -14,7 +14,7 @@ pub(crate) const GRANULES: usize = 65_536 / GRANULE as usize;
 const FIRST_GRANULE: usize = 1024 / GRANULE as usize;
 
 /// The owner index of a free granule.
-pub(crate) const NOBODY: u16 = u16::MAX;
+pub(crate) const UNOWNED: u16 = u16::MAX;
 /// During allocation, the owner index of a granule that a rule uses.
 const USED: u16 = u16::MAX - 1;
 /// The maximum number of backends that can own granules.
@@ -51,7 +51,7 @@ impl Spec<'_> {
     /// rules, whereas building a snapshot stops at the first one. Invalid indexes have no ports.
     pub fn frontends_out_of_ports(&self) -> impl Iterator<Item = SpecError> {
         let outbound = outbound_frontends(self);
-        outbound.filter_map(|frontend| deal(self, frontend, &mut [NOBODY; GRANULES]).err())
+        outbound.filter_map(|frontend| deal(self, frontend, &mut [UNOWNED; GRANULES]).err())
     }
 
     /// Calls `each` with each backend's range of SNAT ports on a frontend, in ascending order: the
@@ -69,12 +69,12 @@ impl Spec<'_> {
         if !is_outbound(self, frontend) {
             return Ok(());
         }
-        let mut owners = [NOBODY; GRANULES];
+        let mut owners = [UNOWNED; GRANULES];
         deal(self, frontend, &mut owners)?;
         let mut first = 0;
         for run in owners.chunk_by(|one, next| one == next) {
             let end = first + run.len() * PORTS;
-            let owner = run.first().filter(|&&owner| owner != NOBODY);
+            let owner = run.first().filter(|&&owner| owner != UNOWNED);
             if let Some((pool, member)) = owner.and_then(|&owner| self.member(owner.into())) {
                 each(pool, member, first as u16, (end - 1) as u16);
             }
@@ -157,11 +157,11 @@ fn instances(spec: &Spec<'_>, pool: usize) -> u32 {
 }
 
 /// Allocates a frontend's granules: `owners[g]` becomes the index, among all backends, of the owner
-/// of the ports 8 g to 8 g + 7, or [`NOBODY`].
+/// of the ports 8 g to 8 g + 7, or [`UNOWNED`].
 pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Result<(), SpecError> {
     owners.fill(USED);
     if let Some(free) = owners.get_mut(FIRST_GRANULE..) {
-        free.fill(NOBODY);
+        free.fill(UNOWNED);
     }
     let mut uses = |port: u16| {
         if let Some(owner) = owners.get_mut(usize::from(port) / GRANULE as usize) {
@@ -181,7 +181,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
             NatTarget::Pool { first, last } => (first..=last).for_each(&mut uses),
         }
     }
-    let free = owners.iter().filter(|&&owner| owner == NOBODY).count() as u32;
+    let free = owners.iter().filter(|&&owner| owner == UNOWNED).count() as u32;
     let rules = || {
         let all = spec.outbound.iter().enumerate();
         all.filter(|(_, rule)| rule.frontends.contains(&frontend))
@@ -207,7 +207,7 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         out_of_ports(last)
     })?;
     let share = left.checked_div(sharers).unwrap_or(0);
-    let mut granules = owners.iter_mut().filter(|owner| **owner == NOBODY);
+    let mut granules = owners.iter_mut().filter(|owner| **owner == UNOWNED);
     for (index, rule) in rules() {
         if rule.allocated_outbound_ports.is_none() && share == 0 && instances(spec, rule.pool) != 0
         {
@@ -225,19 +225,19 @@ pub(crate) fn deal(spec: &Spec<'_>, frontend: usize, owners: &mut [u16]) -> Resu
         let mut present = by_instance(spec, rule.pool).peekable();
         for number in 0..instances(spec, rule.pool) {
             let owner = present.next_if(|&(present, _)| present == number);
-            let owner = owner.map_or(NOBODY, |(_, backend)| (before + backend) as u16);
+            let owner = owner.map_or(UNOWNED, |(_, backend)| (before + backend) as u16);
             let count = match rule.allocated_outbound_ports {
                 Some(_) => claim(rule, frontend, number),
                 None => share,
             };
             // A missing instance keeps its granules for later.
             for place in granules.by_ref().take(count as usize) {
-                *place = if owner == NOBODY { USED } else { owner };
+                *place = if owner == UNOWNED { USED } else { owner };
             }
         }
     }
     for owner in owners.iter_mut().filter(|owner| **owner == USED) {
-        *owner = NOBODY;
+        *owner = UNOWNED;
     }
     Ok(())
 }
@@ -307,11 +307,15 @@ mod tests {
                 ..Spec::default()
             };
             STEPS.set(0);
-            let mut owners = [NOBODY; GRANULES];
+            let mut owners = [UNOWNED; GRANULES];
             deal(&spec, 0, &mut owners).expect("there are ports for all");
             // The lowest number, which stands last, has the first ports.
             assert_eq!(owners[FIRST_GRANULE], (count - 1) as u16);
-            assert_eq!(owners[FIRST_GRANULE + 1], NOBODY, "nobody has number 1");
+            assert_eq!(
+                owners[FIRST_GRANULE + 1],
+                UNOWNED,
+                "the next ports are no backend's"
+            );
             STEPS.get()
         };
         let count = if cfg!(miri) { 20 } else { 400 };

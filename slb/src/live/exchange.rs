@@ -116,7 +116,7 @@ struct Counters {
 }
 
 /// Marks the absence of a worker.
-const NOBODY: u16 = u16::MAX;
+const NO_WORKER: u16 = u16::MAX;
 
 impl Seat {
     /// A place for each worker, given the ports of their queues.
@@ -241,7 +241,7 @@ impl Seat {
                 Verdict::Forward(_) | Verdict::Reply => {
                     let port = frame.port();
                     let way = self.way(port);
-                    if way != self.number && way != NOBODY {
+                    if way != self.number && way != NO_WORKER {
                         let is_given = self.give(way, Errand::Send(port), frame);
                         self.counters.sent_by_others += u64::from(is_given);
                         frame.truncate(0);
@@ -258,7 +258,7 @@ impl Seat {
         let mut is_left = false;
         for port in (0..self.ways.len()).map(|port| PortId(port as u16)) {
             let way = self.way(port);
-            if port == frame.port() || way == NOBODY {
+            if port == frame.port() || way == NO_WORKER {
                 continue;
             }
             if way == self.number {
@@ -276,7 +276,7 @@ impl Seat {
     /// The worker that sends for a port.
     fn way(&self, port: PortId) -> u16 {
         let way = self.ways.get(usize::from(port.0));
-        way.copied().unwrap_or(NOBODY)
+        way.copied().unwrap_or(NO_WORKER)
     }
 
     /// Puts a frame into the ring to another worker; `false` where there is no room, and it is lost.
@@ -420,7 +420,7 @@ impl Event {
     }
 
     pub(super) fn ring(&self) {
-        *self.0.lock().expect("nobody panics") = true;
+        *self.0.lock().expect("no holder panics") = true;
         self.1.notify_all();
     }
 
@@ -430,11 +430,11 @@ impl Event {
     }
 
     fn clear(&self) {
-        *self.0.lock().expect("nobody panics") = false;
+        *self.0.lock().expect("no holder panics") = false;
     }
 
     fn wait(&self) {
-        let rung = self.0.lock().expect("nobody panics");
+        let rung = self.0.lock().expect("no holder panics");
         drop(self.1.wait_while(rung, |rung| !*rung));
     }
 }
@@ -458,7 +458,7 @@ fn fill(frame: &mut Frame<'_>, taker: &mut Taker, waiting: Waiting, errand: Erra
 /// port, else the first that has one.
 fn ways(own: u16, ports: &[OwnPorts]) -> Vec<u16> {
     let last = ports.iter().flatten().map(|port| usize::from(port.0)).max();
-    let mut ways = vec![NOBODY; last.map_or(0, |last| last + 1)];
+    let mut ways = vec![NO_WORKER; last.map_or(0, |last| last + 1)];
     let others = (0..).zip(ports).filter(|(number, _)| *number != own);
     for (number, ports) in others {
         for port in ports {
@@ -472,7 +472,7 @@ fn ways(own: u16, ports: &[OwnPorts]) -> Vec<u16> {
     ways
 }
 
-const _: () = assert!(BURST < NOBODY as usize);
+const _: () = assert!(BURST < NO_WORKER as usize);
 
 #[cfg(test)]
 mod tests {
@@ -646,9 +646,9 @@ mod tests {
         let (a, b, c) = (PortId(0), PortId(1), PortId(3));
         let ports = [vec![a], vec![a, b], vec![b, c]];
         let all: Vec<_> = (0..3).map(|own| ways(own, &ports)).collect();
-        assert_eq!(all[0], [0, 1, NOBODY, 2]);
-        assert_eq!(all[1], [1, 1, NOBODY, 2]);
-        assert_eq!(all[2], [0, 2, NOBODY, 2]);
+        assert_eq!(all[0], [0, 1, NO_WORKER, 2]);
+        assert_eq!(all[1], [1, 1, NO_WORKER, 2]);
+        assert_eq!(all[2], [0, 2, NO_WORKER, 2]);
     }
 
     /// A frame that this worker has no memory for is lost and counted, and those behind it are not.

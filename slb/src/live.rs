@@ -70,7 +70,7 @@ use self::announce::Announcer;
 use self::control::{Control, Work};
 use self::device::{Plan, Slot};
 use self::exchange::Seat;
-use self::file::Loading;
+use self::file::{Loading, WatchedFile};
 use self::follow::Fleet;
 use self::handover::Predecessor;
 use self::narrowest::Narrow;
@@ -112,6 +112,8 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
     }
     // A signal that comes while a large file is read takes effect afterwards, and does not end the process.
     let signals = control::hear()?;
+    // Before the file is read: any other version is a change.
+    let file = WatchedFile::new(path);
     let mut fleet = Fleet::start(options, role)?;
     // Before the first configuration, a node of a fleet reports why it is not ready, unless another
     // process does.
@@ -325,6 +327,7 @@ pub(crate) fn run(options: &LiveOptions, role: Role) -> Result<(), Failure> {
         slots,
         taken,
         trouble: Vec::new(),
+        file,
         loading: Loading::default(),
         fleet,
         work: Work::default(),

@@ -152,7 +152,21 @@ fn a_process_that_is_asked_to_reload_while_it_starts_starts() {
     if let Some(why) = lacking(&[]) {
         skip!("{why}");
     }
-    let world = World::new("ls", &["m"]);
+    a_file_replaced_while_a_mux_starts_is_read("ls", Some("HUP"));
+}
+
+/// A file that is replaced while the first version is still being read is a later version.
+#[test]
+#[ignore = "needs root"]
+fn a_file_that_changes_while_a_process_starts_is_read_again() {
+    if let Some(why) = lacking(&[]) {
+        skip!("{why}");
+    }
+    a_file_replaced_while_a_mux_starts_is_read("lv", None);
+}
+
+fn a_file_replaced_while_a_mux_starts_is_read(kind: &str, signal: Option<&str>) {
+    let world = World::new(kind, &["m"]);
     fs::write(world.path("m.toml"), configuration(MOST_BACKENDS)).unwrap();
     let path = |name: &str| world.path(name).display().to_string();
     let mux = world.start(
@@ -173,7 +187,9 @@ fn a_process_that_is_asked_to_reload_while_it_starts_starts() {
     assert!(!log(&world).contains("running"), "{}", log(&world));
     fs::write(world.path("m.new"), configuration(2)).unwrap();
     fs::rename(world.path("m.new"), world.path("m.toml")).unwrap();
-    mux.signal("HUP");
+    if let Some(signal) = signal {
+        mux.signal(signal);
+    }
     wait_until(&world, "it runs", || log(&world).contains("running"));
     wait_until(&world, "it reloads", || {
         log(&world).contains("configuration in place")

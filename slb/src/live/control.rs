@@ -118,6 +118,8 @@ pub(super) struct Control<'o> {
     /// The reasons why packets do not arrive, if they do not: the node is then not ready, and
     /// announces no VIP.
     pub(super) trouble: Vec<String>,
+    /// The file, watched since before it was first read.
+    pub(super) file: WatchedFile,
     /// The file, while it is reloaded.
     pub(super) loading: Loading,
     /// The fleet that replaces the file (`--fleet`).
@@ -200,7 +202,6 @@ impl Control<'_> {
         }
         self.follow_settings();
         self.look_at_trouble(&shared);
-        let mut file = WatchedFile::new(self.options.config.path());
         let (mut looked, mut asked, mut verified) = (begin, None, begin);
         let mut judged = begin;
         // Addresses may be unreachable even without a change since the start.
@@ -247,10 +248,10 @@ impl Control<'_> {
             let mut reads = raised.contains(&SIGHUP);
             if looked.elapsed() >= LOOK_AT_FILE {
                 looked = Instant::now();
-                reads |= file.has_changed(looked);
+                reads |= self.file.has_changed(looked);
             }
             if reads {
-                file.set_loaded();
+                self.file.set_loaded();
                 match &mut self.fleet {
                     Some(fleet) => fleet.read_again(),
                     None => self.loading.begin(self.options.config.path()),

@@ -48,7 +48,7 @@ pub(super) struct WatchedFile {
 }
 
 impl WatchedFile {
-    /// Watches a file whose present version is loaded.
+    /// Watches a file whose present version is loaded next.
     pub(super) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),

@@ -283,6 +283,7 @@ fn about(frame: &[u8], packet: &Packet) -> Packet {
     let quoted = packet.quoted_flow(frame).or_else(|| {
         let is_redirect = icmp::is_advice(packet.shape.family, icmp::kind(frame, packet));
         let redirected = match packet.shape.family {
+            Family::Ipv4 if is_redirect => return packet.advised_flow(frame),
             Family::Ipv6 if is_redirect => icmp::redirected(frame, packet)?,
             _ => return None,
         };

@@ -37,6 +37,7 @@ mod hairpin;
 mod health;
 mod icmp;
 mod icmp_kinds;
+mod icmp_of_no_flow;
 mod inside;
 mod lengths;
 mod lineage;

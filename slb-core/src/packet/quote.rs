@@ -2,7 +2,7 @@
 
 use super::read::{ipv4_addresses, ipv6_addresses};
 use super::{EchoMessage, Family, Packet, Shape};
-use crate::wire::icmp::Icmp;
+use crate::wire::icmp::{self, Icmp};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::{icmpv6, protocol};
@@ -18,7 +18,8 @@ impl Packet {
 
     /// Returns the flow that an ICMP error is about, with the tuple of the error's sender side: the
     /// error quotes a packet from the VIP, so source and destination are swapped. `None` if the
-    /// packet is no error, or does not quote a packet from its own destination.
+    /// packet is no error, does not quote a packet from its own destination, or quotes another error,
+    /// which no host complains about (RFC 1122 §3.2.2, RFC 4443 §2.4 e).
     ///
     /// The other fields are the error's, except the kind of echo message, which is that of the
     /// flow's packets.
@@ -26,11 +27,17 @@ impl Packet {
         let ip_end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
         let transport = frame.get(usize::from(self.shape.transport_offset)..ip_end)?;
         let icmp = Icmp::parse(transport).ok()?;
-        let is_error = match self.shape.family {
-            Family::Ipv4 => icmp.is_error(),
-            Family::Ipv6 => icmpv6::is_error(icmp.kind()),
+        let is_error = |kind| match self.shape.family {
+            Family::Ipv4 => icmp::is_error(kind),
+            Family::Ipv6 => icmpv6::is_error(kind),
         };
-        let flow = self.flow_of(icmp.payload()).filter(|_| is_error)?;
+        if !is_error(icmp.kind()) {
+            return None;
+        }
+        let (flow, quoted) = self.flow_and_transport(icmp.payload())?;
+        if flow.is_icmp() && quoted.first().copied().is_none_or(is_error) {
+            return None;
+        }
         let same_vip = match self.shape.family {
             Family::Ipv4 => flow.addresses[0] >> 32 == self.addresses[0] >> 32,
             Family::Ipv6 => flow.addresses[2..] == self.addresses[2..],
@@ -38,9 +45,22 @@ impl Packet {
         same_vip.then_some(flow)
     }
 
+    /// Returns the flow that a redirect or source quench of IPv4 is about, whoever sent the packet that it
+    /// quotes.
+    pub(crate) fn advised_flow(&self, frame: &[u8]) -> Option<Self> {
+        let end = usize::from(self.shape.ip_offset) + self.ip_len as usize;
+        let message = frame.get(usize::from(self.shape.transport_offset)..end)?;
+        self.flow_of(Icmp::parse(message).ok()?.payload())
+    }
+
     /// Returns the flow of a quoted packet like [`quoted_flow`](Self::quoted_flow), regardless of
     /// its sender. `None` if the quote is a later fragment, or too short.
     pub(crate) fn flow_of(&self, quote: &[u8]) -> Option<Self> {
+        self.flow_and_transport(quote).map(|(flow, _)| flow)
+    }
+
+    /// Returns the flow of a quoted packet, and what is quoted behind its IP header.
+    fn flow_and_transport<'q>(&self, quote: &'q [u8]) -> Option<(Self, &'q [u8])> {
         let (addresses, number, quoted) = match self.shape.family {
             Family::Ipv4 => {
                 let ip = Ipv4::parse_quoted(quote)
@@ -71,7 +91,7 @@ impl Packet {
             let kind = quoted.first().copied().unwrap_or_default();
             flow.shape.echo = EchoMessage::of(self.shape.family, kind).other();
         }
-        Some(flow)
+        Some((flow, quoted))
     }
 
     /// Returns the flow with the tuple of its other side.

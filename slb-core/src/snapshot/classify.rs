@@ -241,6 +241,18 @@ impl Snapshot<'_> {
         }
     }
 
+    /// Returns true if a rule of the VIP takes every protocol, as the vm at a port of this node sees the
+    /// VIP.
+    #[cold]
+    pub(crate) fn takes_all_at(&self, vip: IpAddr, zone: PortId) -> bool {
+        let private = match self.private.is_empty() {
+            true => None,
+            false => self.private_vip_at(vip, zone),
+        };
+        let vip = private.or_else(|| self.vip_of(vip));
+        vip.is_some_and(|vip| matches!(self.ha_ports(vip), RuleMatch::Rule(_)))
+    }
+
     /// Returns the rule for echo requests to the packet's VIP.
     pub(crate) fn echo_rule(&self, packet: &Packet) -> Option<u32> {
         self.echo_rule_for(packet, self.vip(packet)?)

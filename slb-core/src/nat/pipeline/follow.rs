@@ -33,7 +33,13 @@ impl<'s, S: Deref<Target = Snapshot<'s>>> Pipeline<'_, S> {
     ) -> Result<PortId, Verdict> {
         let segment = segment_of(frame, lane);
         let table = A::table(&mut self.tables.connections);
-        let found = table.find_from(lane.candidate, lane.hash, &lane.key());
+        let mut found = table.find_from(lane.candidate, lane.hash, &lane.key());
+        if lane.is_unidentified_icmp()
+            && let Some(connection) = found.and_then(|number| table.get(number))
+            && is_of_pings(&self.snapshot, connection)
+        {
+            found = None;
+        }
         if let Some(number) = found
             && table.get(number).is_some_and(Connection::is_unusual)
             && let Some(verdict) = self.attend::<A, R>(number, frame, lane, segment.as_ref(), seen)
@@ -382,6 +388,14 @@ pub(super) struct Known {
 fn is_answered_directly<R: Role>(snapshot: &Snapshot<'_>, lane: &Lane) -> bool {
     let tuple = lane.packet.tuple();
     R::answers_directly(snapshot, lane.zone, tuple.destination, tuple.source)
+}
+
+/// Returns true if a connection of ICMP is of pings only: a vm's own call, or one to a VIP that has no rule
+/// for every protocol.
+#[cold]
+fn is_of_pings<A: Rewrite>(snapshot: &Snapshot<'_>, connection: &Connection<A>) -> bool {
+    let (_, vip) = connection.side(Direction::Inward).addresses.unpack();
+    connection.opener() == Direction::Outward || !snapshot.takes_all_at(vip, connection.zone())
 }
 
 /// Returns true if a connection keeps its backend, which is gone or unhealthy for some rule. TCP

@@ -5,7 +5,7 @@ use crate::nat::connection::{Key, Side};
 use crate::nat::rewrite::Rewrite;
 use crate::nat::table::{Connections, NONE};
 use crate::nat::tcp::{Direction, Segment};
-use crate::packet::{Family, Packet, Part};
+use crate::packet::{EchoMessage, Family, Packet, Part};
 use crate::snapshot::locals::NO_SENDER;
 use crate::verdict::PortId;
 use crate::wire::protocol;
@@ -66,6 +66,14 @@ impl Lane {
             direction: self.direction,
             zone: self.zone,
         }
+    }
+
+    /// Returns true if the tuple is that of ICMP without an identifier, which looks like the tuple of pings
+    /// whose identifier is zero.
+    #[inline]
+    pub(crate) fn is_unidentified_icmp(&self) -> bool {
+        let shape = &self.packet.shape;
+        self.packet.is_icmp() && shape.echo == EchoMessage::None && shape.part != Part::Later
     }
 
     /// Returns the packet as it is in the frame.

@@ -205,7 +205,7 @@ impl<'m, 's, S: Deref<Target = Snapshot<'s>>> Pipeline<'m, S> {
         let tuple = packet.tuple();
         let is_vip = |address| self.snapshot.is_vip_at(lane.zone, address);
         let flow = match packet.shape.family {
-            Family::Ipv4 => packet.quoted_flow(frame),
+            Family::Ipv4 => packet.advised_flow(frame),
             Family::Ipv6 => {
                 let Some(redirected) = icmp::redirected(frame, packet) else {
                     return is_vip(tuple.destination);

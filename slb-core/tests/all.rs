@@ -59,6 +59,7 @@ mod over;
 mod owned_snapshot;
 mod pass_on;
 mod pinning;
+mod port_zero;
 #[path = "private/main.rs"]
 mod private;
 mod probe_source;

@@ -71,6 +71,30 @@ fn a_vm_that_is_sent_to_itself_gets_the_reset() {
     }
 }
 
+/// Of other protocols, or without a reset to send, the reason says why: at a proxy too.
+#[test]
+fn a_server_that_is_sent_to_itself_is_refused_by_name_whatever_it_sends() {
+    for (role, ipv6) in translated::ROLES {
+        for what in [SYN, What::Udp, What::Echo, What::Other] {
+            let mut setup = Setup::new(role, ipv6);
+            setup.backends = vec![(1, 1, BackendState::Up)];
+            setup.terms.tcp_reset = what != SYN;
+            let mut world = World::new(setup);
+            let server = world.setup.server(1);
+            let (to, _) = world.setup.service(what);
+            let inner = packet((server, PORT), to, what, false);
+            let frame = match role {
+                Role::Host => encapsulated(&inner, server),
+                Role::Proxy => inner,
+            };
+            let outcome = world.give(FABRIC, &frame);
+            let refused = Verdict::Drop(DropReason::Hairpin);
+            assert_eq!(outcome.verdict, refused, "{role:?} {ipv6} {what:?}");
+            assert_eq!(world.connections().made, 0);
+        }
+    }
+}
+
 #[test]
 fn a_vm_that_no_neighbour_serves_gets_the_reset() {
     for ipv6 in [false, true] {

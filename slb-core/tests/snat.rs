@@ -151,6 +151,41 @@ fn ports_that_are_free_again_are_found_wherever_they_are() {
     }
 }
 
+/// All ports are in use, and one connection ends: its port is the next one's, wherever it is.
+#[test]
+fn the_one_port_that_is_free_again_is_found() {
+    for (family, kind) in ALL {
+        for (fronts, ports, ends) in [(1, 8, 0..8), (2, 16, 0..16), (1, 512, 100..102)] {
+            for over in ends {
+                let mut world = Plan::new(family, fronts).ports(ports).world();
+                let ask = |world: &mut snat_world::World, now: Instant, client: usize| {
+                    let from = (vm(family, 0), 2000 + 2 * client as u16);
+                    let (verdict, out) = world.of_vm(now, 0, &kind.request(from, far(family, 0)));
+                    let is_sent = verdict == Verdict::Forward(PortId(0));
+                    is_sent.then(|| snat_world::ends(&out).0)
+                };
+                let each = 0..ports;
+                let names: Vec<_> = each.map(|n| ask(&mut world, NOW, n)).collect();
+                assert!(names.iter().all(Option::is_some));
+                assert_eq!(ask(&mut world, NOW, ports), None);
+                let mut now = 1;
+                for _ in 0..10 {
+                    now += 60;
+                    for client in (0..ports).filter(|&client| client != over) {
+                        let now = Instant::from_secs(now);
+                        assert_eq!(ask(&mut world, now, client), names[client]);
+                    }
+                    world.advance(Instant::from_secs(now));
+                }
+                let now = Instant::from_secs(now);
+                let next = ask(&mut world, now, ports);
+                assert_eq!(next, names[over], "{family:?} {kind:?} {over}");
+                assert_eq!(ask(&mut world, now, ports + 1), None);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_port_is_kept_where_it_can_be_and_else_its_parity() {
     for family in [Family::Ipv4, Family::Ipv6] {

@@ -71,7 +71,7 @@ fn a_vm_that_is_sent_to_itself_gets_the_reset() {
     }
 }
 
-/// Of other protocols, or without a reset to send, the reason says why: at a proxy too.
+/// The reason of a drop names it where no reset can be sent, as for other protocols, and at a proxy.
 #[test]
 fn a_server_that_is_sent_to_itself_is_refused_by_name_whatever_it_sends() {
     for (role, ipv6) in translated::ROLES {

@@ -712,7 +712,7 @@ fn terms(terms: &Terms) -> [(&'static str, String); 5] {
     } = terms;
     let answers = match answers {
         Answers::Direct => "direct",
-        Answers::ThroughMux => "through-mux",
+        Answers::ThroughMux => "mux",
     };
     let source_nat = source_nat.map_or("none".to_owned(), |address| address.to_string());
     [

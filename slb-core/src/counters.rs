@@ -67,18 +67,13 @@ impl<'m> CounterMemory<'m> {
     /// Makes counters for a snapshot, and for as many further rules and backends. Returns `None` if
     /// the memory is used up.
     pub fn build(snapshot: &Snapshot<'_>, memory: &mut impl Memory<'m>) -> Option<Self> {
-        let CounterSizes {
-            rules,
-            backends,
-            security,
-            vms,
-        } = Self::size_for(snapshot);
+        let sizes = Self::size_for(snapshot);
         Some(Self {
-            rules: memory.take(rules, RuleCounters::default())?,
-            backends: memory.take(backends, BackendCounters::default())?,
-            snat: memory.take(backends, SnatCounters::default())?,
-            security: memory.take(security, SecurityCounters::default())?,
-            vms: memory.take(vms, VmCounters::default())?,
+            rules: memory.take(sizes.rules, RuleCounters::default())?,
+            backends: memory.take(sizes.backends, BackendCounters::default())?,
+            snat: memory.take(sizes.backends, SnatCounters::default())?,
+            security: memory.take(sizes.security, SecurityCounters::default())?,
+            vms: memory.take(sizes.vms, VmCounters::default())?,
         })
     }
 
@@ -99,18 +94,13 @@ impl<'m> CounterMemory<'m> {
 impl CounterMemory<'static> {
     /// Makes counters like [`build`](Self::build), in boxes.
     pub fn new(snapshot: &Snapshot<'_>) -> Self {
-        let CounterSizes {
-            rules,
-            backends,
-            security,
-            vms,
-        } = Self::size_for(snapshot);
+        let sizes = Self::size_for(snapshot);
         Self {
-            rules: alloc::vec![RuleCounters::default(); rules].into(),
-            backends: alloc::vec![BackendCounters::default(); backends].into(),
-            snat: alloc::vec![SnatCounters::default(); backends].into(),
-            security: alloc::vec![SecurityCounters::default(); security].into(),
-            vms: alloc::vec![VmCounters::default(); vms].into(),
+            rules: alloc::vec![RuleCounters::default(); sizes.rules].into(),
+            backends: alloc::vec![BackendCounters::default(); sizes.backends].into(),
+            snat: alloc::vec![SnatCounters::default(); sizes.backends].into(),
+            security: alloc::vec![SecurityCounters::default(); sizes.security].into(),
+            vms: alloc::vec![VmCounters::default(); sizes.vms].into(),
         }
     }
 }

@@ -126,11 +126,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             match serves {
+                _ if failure.message.is_empty() => {}
                 #[cfg(feature = "live")]
                 true => {
                     let _ = output::print_if_read(std::io::stderr(), &format!("{failure}\n"));
                 }
-                _ if failure.message.is_empty() => {}
                 _ => tell_line!("{failure}"),
             }
             ExitCode::from(failure.status)

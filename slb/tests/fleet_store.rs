@@ -25,7 +25,7 @@ const SLB: &str = env!("CARGO_BIN_EXE_slb");
 const OUTAGE: Duration = Duration::from_secs(60);
 
 /// The ports that clients of the members use.
-pub(crate) fn urls() -> String {
+fn urls() -> String {
     let urls = (1..=3).map(|n| format!("http://172.16.0.1:{}", 2000 + n));
     urls.collect::<Vec<_>>().join(",")
 }
@@ -54,16 +54,17 @@ pub(crate) fn start_etcd(world: &World, number: u32) -> Process {
     )
 }
 
-pub(crate) fn etcd_answers(lab: &Lab) {
+/// Starts three members of etcd, and two controllers once they answer.
+pub(crate) fn start_store(lab: &Lab) -> (Vec<Process>, Vec<Process>) {
+    let etcds = (1..=3).map(|n| start_etcd(&lab.world, n)).collect();
     lab.wait_until("etcd answers", || {
         let health = format!("etcdctl --endpoints {} endpoint health", urls());
-        let command = lab
-            .world
-            .command("router", &health)
-            .env("ETCDCTL_API", "3")
-            .output();
-        command.is_ok_and(|output| output.status.success())
+        let mut command = lab.world.command("router", &health);
+        let output = command.env("ETCDCTL_API", "3").output();
+        output.is_ok_and(|output| output.status.success())
     });
+    let controllers = (1..=2).map(|n| start_controller(&lab.world, n)).collect();
+    (etcds, controllers)
 }
 
 pub(crate) fn start_controller(world: &World, number: u32) -> Process {
@@ -256,9 +257,7 @@ fn a_fleet_goes_on_whatever_becomes_of_its_store_and_its_controllers() {
         skip!("{why}");
     }
     let mut lab = Lab::new(Io::AfXdp, (3, 3));
-    let mut etcds: Vec<Process> = (1..=3).map(|n| start_etcd(&lab.world, n)).collect();
-    etcd_answers(&lab);
-    let mut controllers: Vec<Process> = (1..=2).map(|n| start_controller(&lab.world, n)).collect();
+    let (mut etcds, mut controllers) = start_store(&lab);
     for number in 1..=3 {
         let host = start_node(&lab, "host", number);
         lab.hosts.insert(number, host);

@@ -8,12 +8,13 @@
 
 use crate::common;
 use crate::fleet_store::{
-    apply_all_of, etcd_answers, fleet_status, start_controller, start_etcd, start_node_of,
+    apply_all_of, fleet_status, start_controller, start_etcd, start_node_of, start_store,
     tables_are_equal,
 };
 use crate::zones::{
-    DOWNLOADS, LOST, ZONAL_DOWNLOADS, configuration, downloads, only_the_lost_broke, ports, served,
-    set_cables, vip_of, zone, zones_are_announced,
+    DOWNLOADS, LOST, ZONAL_DOWNLOADS, configuration, downloads, each_serves_its_own,
+    only_the_lost_broke, ports, served, set_cables, the_others_serve, vip_of, wait_until_lost,
+    zone, zones_are_announced,
 };
 
 use std::thread::sleep;
@@ -33,9 +34,7 @@ fn the_loss_of_a_zone_of_a_fleet_breaks_only_what_was_in_it() {
         skip!("{why}");
     }
     let mut lab = Lab::new(Io::AfXdp, (3, 3));
-    let mut etcds: Vec<Process> = (1..=3).map(|n| start_etcd(&lab.world, n)).collect();
-    etcd_answers(&lab);
-    let mut controllers: Vec<Process> = (1..=2).map(|n| start_controller(&lab.world, n)).collect();
+    let (mut etcds, mut controllers) = start_store(&lab);
     for zone in 1..=3 {
         let host = start(&lab, "host", zone);
         lab.hosts.insert(zone, host);
@@ -48,10 +47,7 @@ fn the_loss_of_a_zone_of_a_fleet_breaks_only_what_was_in_it() {
     lab.wait_until("all zones serve", || {
         (1..=3).all(|mux| (1..=3).all(|own| zone(&lab, mux, "vms4", own).0))
     });
-    for own in 1..=3 {
-        let vms = served(&lab, &vip_of(own), 5);
-        assert_eq!(vms, [(format!("vm{own}"), 5)].into());
-    }
+    each_serves_its_own(&lab, &[1, 2, 3]);
     assert_eq!(served(&lab, VIP, 60).len(), 3);
     tables_are_equal(&lab);
 
@@ -71,14 +67,7 @@ fn the_loss_of_a_zone_of_a_fleet_breaks_only_what_was_in_it() {
     sleep(Duration::from_secs(2));
     // These are under way while the vm of the lost zone is taken out.
     let later = downloads(&lab, VIP, DOWNLOADS);
-    lab.wait_until("the backends of the lost zone are out", || {
-        [1, 3].iter().all(|&mux| {
-            let pools = ["vms4", "vms6", &format!("only{LOST}")];
-            pools
-                .iter()
-                .all(|pool| zone(&lab, mux, pool, LOST) == (false, 0.0))
-        })
-    });
+    wait_until_lost(&lab, &[1, 3]);
     tables_are_equal(&lab);
     for downloads in zonal {
         let (good, bad) = ports(downloads);
@@ -86,11 +75,7 @@ fn the_loss_of_a_zone_of_a_fleet_breaks_only_what_was_in_it() {
     }
     assert!(only_the_lost_broke(&lab, begun) > 0, "nothing was lost");
     only_the_lost_broke(&lab, later);
-    for vip in [VIP, "[2001:db8:20::100]"] {
-        let vms = served(&lab, vip, 40);
-        let names: Vec<&str> = vms.keys().map(String::as_str).collect();
-        assert_eq!(names, ["vm1", "vm3"]);
-    }
+    the_others_serve(&lab);
 
     // The zone comes back, and nothing that goes on elsewhere notices.
     let begun = downloads(&lab, VIP, DOWNLOADS);
@@ -109,7 +94,6 @@ fn the_loss_of_a_zone_of_a_fleet_breaks_only_what_was_in_it() {
     tables_are_equal(&lab);
     let (good, bad) = ports(begun);
     assert_eq!((good.len(), bad.len()), (DOWNLOADS, 0));
-    let vms = served(&lab, &vip_of(LOST), 5);
-    assert_eq!(vms, [(format!("vm{LOST}"), 5)].into());
+    each_serves_its_own(&lab, &[LOST]);
     assert_eq!(served(&lab, VIP, 60).len(), 3);
 }

@@ -118,6 +118,34 @@ pub(crate) fn served(lab: &Lab, vip: &str, count: u32) -> BTreeMap<String, u32> 
     served
 }
 
+/// Expects that the VIP of each of these zones is served by its own vm.
+pub(crate) fn each_serves_its_own(lab: &Lab, zones: &[u32]) {
+    for zone in zones {
+        let vms = served(lab, &vip_of(*zone), 5);
+        assert_eq!(vms, [(format!("vm{zone}"), 5)].into());
+    }
+}
+
+/// Expects that the vms of the zones that are left serve the redundant VIPs.
+pub(crate) fn the_others_serve(lab: &Lab) {
+    for vip in [VIP.to_owned(), format!("[{VIP6}]")] {
+        let vms = served(lab, &vip, 40);
+        let names: Vec<&str> = vms.keys().map(String::as_str).collect();
+        assert_eq!(names, ["vm1", "vm3"]);
+    }
+}
+
+/// Waits until muxes have taken the lost zone's vm out.
+pub(crate) fn wait_until_lost(lab: &Lab, muxes: &[u32]) {
+    let pools = ["vms4", "vms6", &format!("only{LOST}")];
+    lab.wait_until("the backends of the lost zone are out", || {
+        let out = |mux, pool| zone(lab, mux, pool, LOST) == (false, 0.0);
+        muxes
+            .iter()
+            .all(|&mux| pools.iter().all(|pool| out(mux, pool)))
+    });
+}
+
 /// Downloads under way.
 pub(crate) fn downloads(lab: &Lab, vip: &str, count: usize) -> Process {
     lab.world.start(
@@ -236,10 +264,7 @@ fn the_loss_of_a_zone_breaks_only_what_was_in_it() {
         lab.muxes.insert(zone, mux);
     }
     zones_are_announced(&lab, &[1, 2, 3]);
-    for zone in 1..=3 {
-        let vms = served(&lab, &vip_of(zone), 5);
-        assert_eq!(vms, [(format!("vm{zone}"), 5)].into());
-    }
+    each_serves_its_own(&lab, &[1, 2, 3]);
     assert_eq!(served(&lab, VIP, 60).len(), 3);
     for mux in 1..=3 {
         let (is_available, share) = zone(&lab, mux, "vms4", LOST);
@@ -266,12 +291,7 @@ fn the_loss_of_a_zone_breaks_only_what_was_in_it() {
     // These are under way while the vm of the lost zone is taken out.
     let later = downloads(&lab, VIP, DOWNLOADS);
     for mux in [1, 3] {
-        lab.wait_until("the backends of the lost zone are out", || {
-            let pools = ["vms4", "vms6", &format!("only{LOST}")];
-            pools
-                .iter()
-                .all(|pool| zone(&lab, mux, pool, LOST) == (false, 0.0))
-        });
+        wait_until_lost(&lab, &[mux]);
         for alive in [1, 3] {
             assert_eq!(zone(&lab, mux, "vms4", alive), (true, 0.5));
         }
@@ -290,15 +310,8 @@ fn the_loss_of_a_zone_breaks_only_what_was_in_it() {
     }
     assert!(only_the_lost_broke(&lab, begun) > 0, "nothing was lost");
     only_the_lost_broke(&lab, later);
-    for zone in [1, 3] {
-        let vms = served(&lab, &vip_of(zone), 10);
-        assert_eq!(vms, [(format!("vm{zone}"), 10)].into());
-    }
-    for vip in [VIP, "[2001:db8:20::100]"] {
-        let vms = served(&lab, vip, 40);
-        let names: Vec<&str> = vms.keys().map(String::as_str).collect();
-        assert_eq!(names, ["vm1", "vm3"]);
-    }
+    each_serves_its_own(&lab, &[1, 3]);
+    the_others_serve(&lab);
 
     // Host agents learn of no other hosts' health. They are told that the vm was out, since some slots of one vm that is
     // left were the other's meanwhile.
@@ -328,7 +341,6 @@ fn the_loss_of_a_zone_breaks_only_what_was_in_it() {
     });
     let (good, bad) = ports(begun);
     assert_eq!((good.len(), bad.len()), (DOWNLOADS, 0));
-    let vms = served(&lab, &vip_of(LOST), 5);
-    assert_eq!(vms, [(format!("vm{LOST}"), 5)].into());
+    each_serves_its_own(&lab, &[LOST]);
     assert_eq!(served(&lab, VIP, 60).len(), 3);
 }

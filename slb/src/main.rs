@@ -129,7 +129,8 @@ fn main() -> ExitCode {
                 _ if failure.message.is_empty() => {}
                 #[cfg(feature = "live")]
                 true => {
-                    let _ = output::print_if_read(std::io::stderr(), &format!("{failure}\n"));
+                    let text = format!("{failure}\n");
+                    let _ = output::print_if_read(std::io::stderr(), &text, 10);
                 }
                 _ => tell_line!("{failure}"),
             }

@@ -4,6 +4,8 @@
 //! file that the command reads, one that the command writes already, or one of another kind, by whatever
 //! name: links are followed, and files are told apart by device and inode.
 
+#[cfg(feature = "live")]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
@@ -12,11 +14,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 #[cfg(feature = "live")]
 use std::path::PathBuf;
-#[cfg(feature = "live")]
-use std::time::Duration;
-
-#[cfg(feature = "live")]
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[cfg(feature = "azure")]
 use slb_control::azure;
@@ -64,21 +61,18 @@ pub(crate) fn print_aside(text: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_fmt(text);
 }
 
-/// The time that a process which is about to end waits for a reader of its last words.
-#[cfg(feature = "live")]
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Prints the last words of a process that must not be kept from ending: what is not read within a second is lost.
+/// Prints the last words of a process that must not be kept from ending: the rest is lost once nothing is read for
+/// `seconds`.
 ///
 /// # Errors
 /// As of the file, or `WouldBlock` where nothing reads it.
 #[cfg(feature = "live")]
-pub(crate) fn print_if_read(to: impl AsFd, text: &str) -> io::Result<()> {
+pub(crate) fn print_if_read(to: impl AsFd, text: &str, seconds: i64) -> io::Result<()> {
     /// A pipe that can be written takes so many bytes at once (`PIPE_BUF`).
     const AT_ONCE: usize = 4096;
     let mut file = File::from(to.as_fd().try_clone_to_owned()?);
     let patience = Timespec {
-        tv_sec: PATIENCE.as_secs() as i64,
+        tv_sec: seconds,
         tv_nsec: 0,
     };
     for part in text.as_bytes().chunks(AT_ONCE) {

@@ -375,7 +375,7 @@ impl Control<'_> {
                 .collect();
             // A missing reader of the report is no failure of the balancer.
             let report = format!("{report}I/O: {}\n", io.join(", "));
-            if print_if_read(std::io::stdout(), &report).is_err() {
+            if print_if_read(std::io::stdout(), &report, 1).is_err() {
                 warn!("the last report is lost: standard output cannot be written");
             }
         }

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use slb_control::Config;
 
@@ -21,7 +21,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// The identity of a version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
-    modified: SystemTime,
+    /// Time of the last change of contents or attributes, in seconds and nanoseconds: tools that copy may set the time of
+    /// the contents.
+    changed: (i64, i64),
     len: u64,
     inode: u64,
 }
@@ -30,7 +32,7 @@ impl Version {
     fn of(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok()?;
         Some(Self {
-            modified: metadata.modified().ok()?,
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
             len: metadata.len(),
             inode: metadata.ino(),
         })
@@ -183,7 +185,7 @@ mod tests {
 
     fn version(len: u64) -> Option<Version> {
         Some(Version {
-            modified: SystemTime::UNIX_EPOCH,
+            changed: (0, 0),
             len,
             inode: 1,
         })

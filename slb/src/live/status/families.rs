@@ -73,7 +73,7 @@ impl Shared {
             ),
             Family::counter(
                 "slb_log_lines_lost",
-                "Lines of the log that are lost since standard error was not read",
+                "Lines of the log that are lost: standard error was not read, or could not be written",
                 one(log::lost()),
             ),
             measured::of_rules(config),

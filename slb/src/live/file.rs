@@ -192,6 +192,21 @@ mod tests {
     }
 
     #[test]
+    fn other_contents_of_the_same_length_and_time_are_another_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.toml");
+        fs::write(&path, "a = 1").unwrap();
+        let (version, modified) = (Version::of(&path), path.metadata().unwrap().modified());
+        // Longer than a tick of the file system's clock.
+        thread::sleep(Duration::from_millis(50));
+        fs::write(&path, "a = 2").unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(modified.unwrap()).unwrap();
+        assert_ne!(Version::of(&path), version);
+        assert!(version.is_some());
+    }
+
+    #[test]
     fn a_change_counts_once_the_file_has_stopped_changing() {
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
